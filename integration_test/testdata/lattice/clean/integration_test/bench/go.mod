@@ -1,0 +1,1 @@
+module github.com/oncemore-jobs/oncemore/integration_test/bench

@@ -1,0 +1,3 @@
+package jobs_test
+
+import _ "github.com/oncemore-jobs/oncemore/jobs"

@@ -1,0 +1,3 @@
+package worker
+
+import _ "github.com/pressly/goose/v3"

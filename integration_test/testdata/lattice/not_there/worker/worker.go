@@ -1,0 +1,3 @@
+package worker
+
+import _ "github.com/oncemore-jobs/oncemore/queue/rabbitqueue"

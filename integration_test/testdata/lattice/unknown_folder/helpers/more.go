@@ -1,0 +1,3 @@
+package helpers
+
+import _ "fmt"

@@ -1,0 +1,3 @@
+package queue
+
+import _ "github.com/oncemore-jobs/oncemore/jobs"

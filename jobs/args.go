@@ -1,0 +1,134 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"strings"
+
+	"github.com/oncemore-jobs/oncemore/queue"
+)
+
+// Args name a piece of work: one job type on one entity. They are plain values (a
+// struct, not a pointer) that encode as JSON, so that a producer links no job body.
+//
+// JobType is for ever, must not depend on the value, and must work on the zero value.
+// Entity is made from the value's fields alone; (JobType, Entity) is the identity of
+// the work, and the rest of the fields say how to do it. See [Key].
+type Args interface {
+	JobType() string
+	Entity() string
+}
+
+// Sourced args are made from something that changes. SourceVersion is an ordered number
+// of it (a revision, a time in µs) as it was when the args were made; work whose number
+// is greater than the fact's is done again. It must travel in the JSON field
+// source_version, which is not part of the fingerprint.
+type Sourced interface {
+	Args
+	SourceVersion() int64
+}
+
+// Key joins parts to an entity, as Key(234, 17) = "234/17". A slash or percent sign
+// inside a part is escaped, so that different parts never make the same key. SQL makes
+// the same text by event_id || '/' || invitee_id, where the parts are numbers.
+func Key(parts ...any) string {
+	var b strings.Builder
+	for i, p := range parts {
+		if i > 0 {
+			b.WriteByte('/')
+		}
+		if s, ok := p.(string); ok {
+			b.WriteString(escape.Replace(s))
+			continue
+		}
+		fmt.Fprint(&b, p)
+	}
+	return b.String()
+}
+
+var escape = strings.NewReplacer("%", "%25", "/", "%2F")
+
+// Enqueue sends one message per args. With a queue's Tx it is part of the caller's
+// transaction: no commit, no job. It is all or nothing, and refuses, with an error that
+// wraps [queue.ErrInvalid], what no worker could do.
+func Enqueue[A Args](ctx context.Context, to queue.Sender, args ...A) error {
+	ms := make([]queue.Message, len(args))
+	for i, a := range args {
+		it, err := NewItem(a)
+		if err != nil {
+			return err
+		}
+		ms[i] = queue.Message{Type: a.JobType(), Items: []queue.Item{it}}
+	}
+	return to.Send(ctx, ms...)
+}
+
+// NewItem encodes args as an item of a message.
+func NewItem(a Args) (queue.Item, error) {
+	raw, err := json.Marshal(a)
+	if err != nil {
+		return queue.Item{}, fmt.Errorf("%w: encode %s %q: %w", queue.ErrInvalid, a.JobType(), a.Entity(), err)
+	}
+	return queue.Item{Entity: a.Entity(), Args: raw}, nil
+}
+
+// Input is one decoded item.
+type Input struct {
+	Args          Args
+	Fingerprint   int64 // of everything but the source version
+	SourceVersion int64
+}
+
+// decode reads raw as an A and binds it to the entity that the message names: the ledger
+// would otherwise complete one entity for work on another.
+func decode[A Args](jobType, entity string, raw []byte) (Input, error) {
+	var a A
+	if err := json.Unmarshal(raw, &a); err != nil {
+		return Input{}, fmt.Errorf("the arguments do not decode as %T: %w", a, err)
+	}
+	if got := a.Entity(); got != entity {
+		return Input{}, fmt.Errorf("the arguments are of entity %q, the message is of %q", got, entity)
+	}
+	in := Input{Args: a}
+	// Encoded anew, so that spaces, the order of fields and fields that A does not know
+	// make no difference: a query, a Go producer and one in another language agree.
+	canonical, err := json.Marshal(a)
+	if err != nil {
+		return Input{}, fmt.Errorf("the arguments of %s do not encode again: %w", jobType, err)
+	}
+	if s, ok := any(a).(Sourced); ok {
+		in.SourceVersion = s.SourceVersion()
+		if canonical, err = without(canonical, sourceVersion); err != nil {
+			return Input{}, fmt.Errorf("the arguments of %s: %w", jobType, err)
+		}
+	}
+	in.Fingerprint = fingerprint(canonical)
+	return in, nil
+}
+
+const sourceVersion = "source_version"
+
+// without removes a field of a JSON object, and sorts the others.
+func without(object []byte, field string) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(object, &fields); err != nil {
+		return nil, fmt.Errorf("are not a JSON object: %w", err)
+	}
+	delete(fields, field)
+	return json.Marshal(fields)
+}
+
+// fingerprintRule is the upper byte of every fingerprint: the ledger compares only those
+// of the same rule. Raise it when the rule changes.
+const fingerprintRule = 1
+
+// fingerprint is 56 bits of FNV-1a over the canonical arguments. It tells other arguments
+// apart, not hostile ones.
+func fingerprint(canonical []byte) int64 {
+	h := fnv.New64a()
+	h.Write(bytes.TrimSpace(canonical))
+	return fingerprintRule<<56 | int64(h.Sum64()>>8)
+}

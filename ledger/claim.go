@@ -1,0 +1,199 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A Candidate is an item that a look said is to run.
+type Candidate struct {
+	Want
+	Standing
+	Args string
+}
+
+// A Claim is the durable right to work on one entity, and the evidence that somebody
+// set out to. Its fence is what a completion must show.
+type Claim struct {
+	Won      bool // false: somebody else was faster, or the work turned out done; look again
+	Fence    int64
+	Epoch    int64 // at least the wanted one; a new one where a stale fact is to be replaced
+	Attempts int   // this one included
+}
+
+// Claim claims what it can of cs, all of different entities, for the worker owner, and
+// answers in their order. The
+// claims are committed when it returns without error: nobody may act on less.
+//
+// It compares and sets. A candidate without a claim is inserted unless somebody was
+// faster; one with a claim is taken over only if its fence is still the one that was
+// decided on, and every change of a claim draws a new fence. So Decide's answer cannot
+// be outrun, and SQL decides nothing.
+//
+// Then it looks again, in the same READ COMMITTED transaction and so with a fresh
+// snapshot. A completion moves an entity from claim to ledger at one moment. Once our
+// claim is in place nobody else can complete the entity under a fence, so the facts
+// read now are the truth; claims of what turned out done are given back.
+//
+// A crash before the commit leaves nothing. After it, the claims are found with a dead
+// owner, and their effect class says what that means. On an error the claims may still
+// be committed, when only the answer was lost; they are then this worker's own, and
+// nobody acts on them until it is declared dead.
+func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate) ([]Claim, error) {
+	order := make([]int, len(cs)) // in key order, so that two claims never lock in opposite orders
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(cs[a].Entity, cs[b].Entity) })
+
+	var fresh, taken claimColumns
+	entities := make([]string, 0, len(cs))
+	index := make(map[string]int, len(cs))
+	for _, i := range order {
+		c := &cs[i]
+		entities, index[c.Entity] = append(entities, c.Entity), i
+		if c.Open == nil {
+			fresh.add(c)
+		} else {
+			taken.add(c)
+		}
+	}
+	out := make([]Claim, len(cs))
+	var facts map[string]*Fact
+	err := l.RunBatch(ctx, func(b *pgx.Batch) {
+		clear(out)
+		facts = nil
+		won := func(rows pgx.Rows) error {
+			for rows.Next() {
+				var entity string
+				c := Claim{Won: true}
+				if err := rows.Scan(&entity, &c.Fence, &c.Epoch, &c.Attempts); err != nil {
+					return err
+				}
+				out[index[entity]] = c
+			}
+			return rows.Err()
+		}
+		if len(taken.entity) > 0 {
+			b.Queue(takeoverSQL, taken.args(t.ID, owner)...).Query(won)
+		}
+		if len(fresh.entity) > 0 {
+			b.Queue(insertClaimSQL, fresh.args(t.ID, owner)...).Query(won)
+		}
+		queueFacts(b, t.ID, entities, &facts)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim %d entities of %s: %w", len(cs), t.Name, err)
+	}
+	if len(facts) == 0 {
+		return out, nil
+	}
+	var moot []int
+	for i, c := range cs {
+		if f := facts[c.Entity]; f != nil && out[i].Won && !staleness(t, c.Want, f).Run() && f.Epoch >= out[i].Epoch {
+			moot = append(moot, i)
+		}
+	}
+	if len(moot) == 0 {
+		return out, nil
+	}
+	// A crash here leaves a claim beside a fact that satisfies it: the fact outranks it.
+	drop := make([]string, len(moot))
+	fences := make([]int64, len(moot))
+	for n, i := range moot {
+		drop[n], fences[n] = cs[i].Entity, out[i].Fence
+		out[i] = Claim{}
+	}
+	if err := l.drop(ctx, t, drop, fences); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Sweep removes claims that a fact outranks; the fences are those that were seen.
+func (l *Ledger) Sweep(ctx context.Context, t *Type, os []*Open) error {
+	slices.SortFunc(os, func(a, b *Open) int { return cmp.Compare(a.Entity, b.Entity) })
+	entities, fences := make([]string, len(os)), make([]int64, len(os))
+	for i, o := range os {
+		entities[i], fences[i] = o.Entity, o.Fence
+	}
+	return l.drop(ctx, t, entities, fences)
+}
+
+func (l *Ledger) drop(ctx context.Context, t *Type, entities []string, fences []int64) error {
+	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(dropSQL, t.ID, entities, fences) })
+	if err != nil {
+		return fmt.Errorf("drop %d claims of %s that are done: %w", len(entities), t.Name, err)
+	}
+	return nil
+}
+
+// claimColumns are the arrays of one statement, in key order.
+type claimColumns struct {
+	entity, text                    []string
+	seen, fp, epoch, source, runIDs []int64
+}
+
+// newEpoch asks the statement to draw one.
+const newEpoch = -1
+
+func (cc *claimColumns) add(c *Candidate) {
+	cc.entity = append(cc.entity, c.Entity)
+	cc.text = append(cc.text, c.Args)
+	cc.fp = append(cc.fp, c.Fingerprint)
+	cc.source = append(cc.source, c.SourceVersion)
+	cc.runIDs = append(cc.runIDs, c.Run)
+	seen, epoch := int64(0), c.Epoch
+	if c.Open != nil {
+		seen, epoch = c.Open.Fence, max(epoch, c.Open.Epoch)
+	}
+	if c.Fact != nil && epoch <= c.Fact.Epoch {
+		epoch = newEpoch // stale work replaces its fact, and only a higher epoch can
+	}
+	cc.seen, cc.epoch = append(cc.seen, seen), append(cc.epoch, epoch)
+}
+
+func (cc *claimColumns) args(jobType int32, owner int64) []any {
+	return []any{jobType, owner, cc.entity, cc.seen, cc.fp, cc.epoch, cc.source, cc.runIDs, cc.text}
+}
+
+const insertClaimSQL = `
+INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), $2, now(), now(), w.fp, CASE w.epoch WHEN -1 THEN nextval('oncemore.epoch') ELSE w.epoch END,
+       w.source, w.run, $1, 1, w.entity, w.args
+FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[])
+     AS w(entity, seen, fp, epoch, source, run, args)
+ON CONFLICT (job_type, entity) DO NOTHING
+RETURNING entity, fence, epoch, attempts`
+
+// The lateral sub-select keeps the array outermost and locks in its order, which is key
+// order. A row that is locked is being changed by somebody: it is theirs, and a frozen
+// process inside a transaction must not make us wait. now() is the transaction's, so that claimed_at = first_claimed_at says that this
+// attempt is the first evidence.
+const takeoverSQL = `
+WITH w AS MATERIALIZED (
+    SELECT w.fp, w.epoch, w.source, w.run, w.args, c.tid
+    FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[])
+         AS w(entity, seen, fp, epoch, source, run, args)
+    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen FOR UPDATE SKIP LOCKED) c
+)
+UPDATE oncemore.claim c
+SET fence = nextval('oncemore.fence'), owner = $2, claimed_at = now(), first_claimed_at = coalesce(c.first_claimed_at, now()),
+    not_before = NULL, trouble = NULL, attempts = c.attempts + 1,
+    epoch = CASE w.epoch WHEN -1 THEN nextval('oncemore.epoch') ELSE w.epoch END,
+    source_version = greatest(c.source_version, w.source), fingerprint = w.fp, run = w.run, args = w.args
+FROM w WHERE c.ctid = w.tid
+RETURNING c.entity, c.fence, c.epoch, c.attempts`
+
+const dropSQL = `
+WITH w AS MATERIALIZED (
+    SELECT c.tid FROM unnest($2::text[], $3::bigint[]) AS w(entity, seen)
+    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen FOR UPDATE) c
+)
+DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(SELECT w.tid FROM w))`

@@ -1,0 +1,94 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// A Ledger reads and writes the facts and claims of one database. It has no state of
+// its own and is safe for concurrent use.
+type Ledger struct{ pool *pgxpool.Pool }
+
+// New returns the ledger in pool's database, whose schema must be current (see
+// package migrations).
+func New(pool *pgxpool.Pool) *Ledger { return &Ledger{pool} }
+
+// Register gives t its number, and a new job type its row. aliases are earlier names
+// of the same job type; the first that exists lends its number, so that its facts
+// stay. source is the query that names the entities, for tools that do not link the
+// app; empty where there is none that can be run as it stands.
+func (l *Ledger) Register(ctx context.Context, t *Type, source string, aliases ...string) error {
+	err := l.pool.QueryRow(ctx, registerSQL, t.Name, aliases, t.Effect.String(), source).Scan(&t.ID)
+	if err != nil {
+		return fmt.Errorf("register job type %s: %w", t.Name, explain(err))
+	}
+	return nil
+}
+
+const registerSQL = `
+INSERT INTO oncemore.job_type AS t (name, id, effect, source)
+SELECT $1, coalesce((SELECT min(a.id) FROM oncemore.job_type a WHERE a.name = ANY ($2::text[])),
+                    nextval('oncemore.job_type_id')), $3, nullif($4, '')
+ON CONFLICT (name) DO UPDATE SET effect = excluded.effect, source = excluded.source, seen_at = now()
+RETURNING id`
+
+// explain adds what to do to errors that a new user meets.
+func explain(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "3F000" || pg.Code == "42P01") {
+		return fmt.Errorf("%w (is the schema there? run 'oncemore migrate up', or migrations.Up)", err)
+	}
+	return err
+}
+
+// Every statement of the ledger reaches its rows by primary key, in key order. The
+// planner would rather scan a claim table that was empty when the plan was made, and
+// keep that plan when it holds a hundred thousand rows; so this is said aloud, for our
+// transactions alone.
+const steadyPlans = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)`
+
+// begin and commit are sent with the statements between them, in one round trip. READ
+// COMMITTED is said explicitly: under REPEATABLE READ the second look of a claim would
+// be blind.
+const (
+	beginSQL  = `BEGIN ISOLATION LEVEL READ COMMITTED`
+	commitSQL = `COMMIT`
+)
+
+// RunBatch runs what queue puts on a batch in one transaction and one round trip, with
+// plans that stay by primary key. It tries again after a deadlock or a serialization
+// failure, calling queue anew. Any other error may mean that the transaction was
+// committed and only the answer lost.
+func (l *Ledger) RunBatch(ctx context.Context, queue func(*pgx.Batch)) error {
+	for try := 1; ; try++ {
+		b := &pgx.Batch{}
+		b.Queue(beginSQL)
+		b.Queue(steadyPlans)
+		queue(b)
+		b.Queue(commitSQL)
+		err := l.pool.SendBatch(ctx, b).Close()
+		if err == nil || try == 5 || !transient(err) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func transient(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40P01" || pg.Code == "40001")
+}
+
+// nullTime reads a nullable timestamp as a time that is zero for NULL.
+func nullTime(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
+}

@@ -1,0 +1,121 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A Standing is what a look found for one want.
+type Standing struct {
+	Reason Reason
+	Fact   *Fact // nil: none
+	Open   *Open // nil: none
+	Verify bool  // an attempt may only follow a done-check that says "not done"
+	Sweep  bool  // the claim is outranked by the fact and may go
+}
+
+// Look reads facts and claims of the wanted entities and decides on each. It writes
+// nothing, and costs one indexed read shared by all of ws. The answers are those of
+// one moment: only a claim makes one binding, except for Done, which is for ever.
+func (l *Ledger) Look(ctx context.Context, t *Type, ws []Want) ([]Standing, error) {
+	return look(t, ws, func(queue func(*pgx.Batch)) error { return l.RunBatch(ctx, queue) })
+}
+
+// LookIn is Look in the caller's READ COMMITTED transaction.
+func (l *Ledger) LookIn(ctx context.Context, tx pgx.Tx, t *Type, ws []Want) ([]Standing, error) {
+	return look(t, ws, func(queue func(*pgx.Batch)) error {
+		b := &pgx.Batch{}
+		queue(b)
+		return tx.SendBatch(ctx, b).Close()
+	})
+}
+
+func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standing, error) {
+	entities := make([]string, len(ws))
+	for i := range ws {
+		entities[i] = ws[i].Entity
+	}
+	var (
+		facts map[string]*Fact
+		opens map[string]*Open
+		now   time.Time
+	)
+	err := run(func(b *pgx.Batch) {
+		facts, opens = nil, nil
+		// Claims first: a completion moves an entity from claim to ledger at one moment,
+		// so whoever reads in this order may see it in both, but never in neither.
+		queueOpens(b, t.ID, entities, &opens, &now)
+		queueFacts(b, t.ID, entities, &facts)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look at %d entities of %s: %w", len(ws), t.Name, err)
+	}
+	out := make([]Standing, len(ws))
+	for i, w := range ws {
+		f, o := facts[w.Entity], opens[w.Entity]
+		out[i] = Standing{
+			Reason: Decide(t, w, f, o, now),
+			Fact:   f, Open: o,
+			Verify: MustVerify(t, o, now),
+			Sweep:  f != nil && o != nil && !o.Held() && f.Epoch >= o.Epoch,
+		}
+	}
+	return out, nil
+}
+
+const factsSQL = `
+SELECT entity, completed_at, fingerprint, coalesce(epoch, 0), coalesce(run, 0), attempts, coalesce(version, 0), coalesce(source_version, 0), evidence
+FROM oncemore.ledger WHERE job_type = $1 AND entity = ANY ($2)`
+
+func queueFacts(b *pgx.Batch, jobType int32, entities []string, into *map[string]*Fact) {
+	b.Queue(factsSQL, jobType, entities).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			f := &Fact{}
+			if err := rows.Scan(&f.Entity, &f.CompletedAt, &f.Fingerprint, &f.Epoch, &f.Run, &f.Attempts, &f.Version, &f.SourceVersion, &f.Evidence); err != nil {
+				return err
+			}
+			if *into == nil {
+				*into = make(map[string]*Fact, len(entities))
+			}
+			(*into)[f.Entity] = f
+		}
+		return rows.Err()
+	})
+}
+
+// The time is read in the row: it is needed only where there is a claim.
+const opensSQL = `
+SELECT c.entity, c.fence, coalesce(c.owner, 0), w.dead_at, c.claimed_at, c.first_claimed_at, c.not_before, c.attempts,
+       coalesce(c.trouble, ''), c.fingerprint, c.epoch, c.source_version, c.run, c.args, coalesce(c.error, ''), clock_timestamp()
+FROM oncemore.claim c LEFT JOIN oncemore.worker w ON w.id = c.owner`
+
+func queueOpens(b *pgx.Batch, jobType int32, entities []string, into *map[string]*Open, now *time.Time) {
+	b.Queue(opensSQL+` WHERE c.job_type = $1 AND c.entity = ANY ($2)`, jobType, entities).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			o, at, err := scanOpen(rows)
+			if err != nil {
+				return err
+			}
+			if *into == nil {
+				*into = map[string]*Open{}
+			}
+			(*into)[o.Entity], *now = o, at
+		}
+		return rows.Err()
+	})
+}
+
+func scanOpen(rows pgx.Rows) (*Open, time.Time, error) {
+	var (
+		o                       Open
+		deadAt, firstAt, notBef *time.Time
+		now                     time.Time
+	)
+	err := rows.Scan(&o.Entity, &o.Fence, &o.Owner, &deadAt, &o.ClaimedAt, &firstAt, &notBef, &o.Attempts,
+		&o.Trouble, &o.Fingerprint, &o.Epoch, &o.SourceVersion, &o.Run, &o.Args, &o.Error, &now)
+	o.OwnerDeadAt, o.FirstClaimedAt, o.NotBefore = nullTime(deadAt), nullTime(firstAt), nullTime(notBef)
+	return &o, now, err
+}

@@ -1,0 +1,177 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Record inserts facts in the caller's transaction, and tells which of them are new: the
+// app's own way to say "this is done", for work that it did without a job, or to adopt
+// what an older system did. Do it together with the effect, and the two commit together.
+//
+// It waits for another transaction that is recording the same entity. Where the fact is
+// there already, or comes to be while it waits, fresh is false and nothing changes: an
+// app that finds its work done by somebody else rolls back.
+func Record(ctx context.Context, tx pgx.Tx, t *Type, ws ...Want) (fresh []bool, err error) {
+	outs := make([]*Outcome, len(ws))
+	index := make(map[string]int, len(ws))
+	for i, w := range ws {
+		outs[i] = &Outcome{Want: w, Attempts: 1, Evidence: Adopted}
+		if _, twice := index[w.Entity]; twice {
+			return nil, fmt.Errorf("record facts of %s: entity %q is named twice", t.Name, w.Entity)
+		}
+		index[w.Entity] = i
+	}
+	fresh = make([]bool, len(ws))
+	c := factColumns(inKeyOrder(outs))
+	rows, err := tx.Query(ctx, firstFactSQL+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
+	if err == nil {
+		var entity string
+		_, err = pgx.ForEachRow(rows, []any{&entity}, func() error { fresh[index[entity]] = true; return nil })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("record %d facts of %s: %w", len(ws), t.Name, err)
+	}
+	return fresh, nil
+}
+
+// ErrBusy says that another transaction is about to record the same entity, and did not
+// end in the time given.
+var ErrBusy = errors.New("another transaction is completing this work")
+
+// Hold records outs as completed, first thing in a transaction whose effect is to
+// follow: the fact is the lock. Without a claim (Fence 0) the first insert of the fact
+// wins; with one, the claim is deleted by its fence and the fact inserted, in one
+// statement. mine tells, in the order of outs, whose effect is ours to make; for the
+// others the fence was lost or the fact is there, and the transaction has changed
+// nothing that matters.
+//
+// It waits for a transaction that is recording the same entity, at most patience, and
+// then returns [ErrBusy]; the transaction is then of no more use. The settings it makes
+// for itself are back at their defaults when it returns.
+func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs []*Outcome) (mine []bool, err error) {
+	mine = make([]bool, len(outs))
+	index := make(map[string]int, len(outs))
+	var first, claimed []*Outcome
+	for i, o := range outs {
+		index[o.Entity] = i
+		if o.Fence == 0 {
+			first = append(first, o)
+		} else {
+			claimed = append(claimed, o)
+		}
+	}
+	won := func(rows pgx.Rows) error {
+		var entity string
+		_, err := pgx.ForEachRow(rows, []any{&entity}, func() error { mine[index[entity]] = true; return nil })
+		return err
+	}
+	b := &pgx.Batch{}
+	b.Queue(`SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
+	if len(first) > 0 {
+		c := factColumns(inKeyOrder(first))
+		b.Queue(firstFactSQL+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence).Query(won)
+	}
+	if len(claimed) > 0 {
+		c := factColumns(inKeyOrder(claimed))
+		b.Queue(steadyPlans)
+		b.Queue(completeCTE+`SELECT fact.entity FROM fact`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(won)
+		for _, setting := range []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"} {
+			b.Queue(`SET LOCAL ` + setting + ` TO DEFAULT`)
+		}
+	}
+	b.Queue(`SET LOCAL lock_timeout TO DEFAULT`)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "55P03" {
+			err = ErrBusy
+		}
+		return nil, fmt.Errorf("hold %d facts of %s: %w", len(outs), t.Name, err)
+	}
+	return mine, nil
+}
+
+// ErrChanged says that an entity is no longer as it was shown: look again, then decide.
+var ErrChanged = errors.New("the claim has changed since it was shown")
+
+// A Verdict is what an operator, or a done-check that learned the answer, says of an
+// entity in doubt.
+type Verdict struct {
+	Done     bool     // the effect happened; else it surely did not, and may be had
+	Evidence Evidence // ByOperator or DoneCheck
+	By, Why  string   // who says so, and on what grounds; kept among the attempts
+}
+
+// Resolve ends the doubt about o, or settles any other open entity that nobody holds,
+// in the caller's transaction. It compares the fence that was shown: when the row has
+// changed since, it returns [ErrChanged] and does nothing. After a verdict of "not
+// done" the entity waits for another attempt, due at once; the caller sends its message
+// (o has the arguments) in the same transaction.
+func Resolve(ctx context.Context, tx pgx.Tx, t *Type, o *Open, v Verdict) error {
+	if o.Held() {
+		return fmt.Errorf("resolve %s %q: %w: worker %d holds it", t.Name, o.Entity, ErrChanged, o.Owner)
+	}
+	said := "not done"
+	out := &Outcome{Want: Want{Entity: o.Entity, Fingerprint: o.Fingerprint, SourceVersion: o.SourceVersion, Run: o.Run, Epoch: o.Epoch},
+		State: ToRetry, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence}
+	if v.Done {
+		said, out.State = "done", Completed
+	}
+	b := &pgx.Batch{}
+	b.Queue(steadyPlans)
+	if !v.Done {
+		b.Queue(absentSQL, t.ID, o.Entity, o.Fence)
+	}
+	Settle(b, t, 0, []*Outcome{out})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, err)
+	}
+	if out.Refused {
+		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, ErrChanged)
+	}
+	note := *out
+	note.State, note.Class, note.Error = "resolved", string(o.Trouble), fmt.Sprintf("%s, says %s: %s", said, v.By, v.Why)
+	b = &pgx.Batch{}
+	queueAttempts(b, t, 0, []*Outcome{&note})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, err)
+	}
+	return nil
+}
+
+// The verdict that nothing happened ends what earlier attempts were evidence of.
+const absentSQL = `UPDATE oncemore.claim SET first_claimed_at = NULL WHERE job_type = $1 AND entity = $2 AND fence = $3`
+
+// Opens yields the open entities of t with the given trouble, or all of them when it is
+// [NoTrouble], in key order after the entity given, up to limit.
+func (l *Ledger) Opens(ctx context.Context, t *Type, trouble Trouble, after string, limit int) iter.Seq2[*Open, error] {
+	return func(yield func(*Open, error) bool) {
+		rows, err := l.pool.Query(ctx, opensSQL+`
+WHERE c.job_type = $1 AND c.entity > $2 AND ($3 = '' OR c.trouble = $3) ORDER BY c.job_type, c.entity LIMIT $4`, t.ID, after, string(trouble), limit)
+		if err != nil {
+			yield(nil, fmt.Errorf("list what is open of %s: %w", t.Name, explain(err)))
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			o, _, err := scanOpen(rows)
+			if err != nil {
+				yield(nil, fmt.Errorf("list what is open of %s: %w", t.Name, err))
+				return
+			}
+			if !yield(o, nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(nil, fmt.Errorf("list what is open of %s: %w", t.Name, err))
+		}
+	}
+}

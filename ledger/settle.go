@@ -1,0 +1,346 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A State is what a settlement makes of an entity.
+type State string
+
+const (
+	Completed State = "completed" // a fact
+	ToRetry   State = "retrying"  // open: another attempt is due after Delay
+	GaveUp    State = "failed"    // open: no attempt is left, or none would help
+	Unclear   State = "in_doubt"  // open: an operator or a done-check must say
+	Returned  State = "returned"  // open: the attempt did not start, or does not count; due at once
+	Ended     State = "ended"     // neither: the claim goes and no fact comes, as at the end of a run
+)
+
+// An Outcome is how one attempt ended, and what is to be recorded of it.
+type Outcome struct {
+	Want
+	State    State
+	Fence    int64 // of the claim that is held, or that was seen with nobody holding it; 0: there was none
+	Attempts int   // to be stored: this one included, if it counts
+	Evidence Evidence
+	Args     string        // for an open entity without a claim so far
+	Delay    time.Duration // ToRetry: until the next attempt may start
+	Absent   bool          // the effect of this attempt surely did not happen (jobs.NotApplied, or nothing was tried)
+	Class    string        // of the error, for grouping
+	Error    string        // capped when stored; empty: nothing to record of the attempt
+	Again    bool          // this settlement was tried before, and may have been committed then
+	Refused  bool          // set by Settle: the fence was lost, and nothing was changed
+}
+
+// Caps of what is stored of an error.
+const (
+	maxError = 2000 // bytes
+	maxClass = 200
+)
+
+// Settle queues on b the statements that record outcomes of type t, of different
+// entities, by the worker owner. They are to run in one transaction, with whatever
+// belongs together with them: an acknowledgement, the message that carries a retry.
+// When the batch has run, an outcome whose fence was lost is Refused: it changed
+// nothing, and is to be handed to [Ledger.RecordDisputes].
+//
+// A completion deletes the claim by its fence and inserts the fact in one statement. A
+// worker that was declared dead, or overruled by an operator, deletes nothing and
+// therefore completes nothing. Without a claim (a first delivery of work that may
+// repeat) the first insert of the fact is the completion, and later ones change nothing.
+//
+// Running it twice, because the answer to the first commit was lost, is harmless: set
+// Again, and what the first try recorded is recognized by its fact.
+func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
+	outs = inKeyOrder(outs)
+	var first, done, open, opened, ended []*Outcome
+	for _, o := range outs {
+		switch {
+		case o.State == Completed && o.Fence == 0:
+			first = append(first, o)
+		case o.State == Completed:
+			done = append(done, o)
+		case o.State == Ended:
+			ended = append(ended, o)
+		case o.Fence != 0:
+			open = append(open, o)
+		default:
+			opened = append(opened, o)
+		}
+	}
+	if len(first) > 0 {
+		c := factColumns(first)
+		b.Queue(firstFactSQL, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
+	}
+	if len(done) > 0 {
+		c := factColumns(done)
+		b.Queue(completeSQL, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(refuse(done))
+	}
+	if len(ended) > 0 {
+		c := factColumns(ended)
+		b.Queue(endSQL, t.ID, c.entity, c.fence).Query(refuse(ended))
+	}
+	if len(open) > 0 {
+		c := openColumns(open)
+		b.Queue(keepOpenSQL, t.ID, c.entity, c.fence, c.state, c.delay, c.absent, c.err, c.attempts, owner).Query(refuse(open))
+	}
+	if len(opened) > 0 {
+		c, f := openColumns(opened), factColumns(opened)
+		b.Queue(openSQL, t.ID, c.entity, c.state, c.delay, c.err, f.fp, f.epoch, f.source, f.run, c.attempts, c.args)
+	}
+	queueAttempts(b, t, owner, outs)
+}
+
+func inKeyOrder(outs []*Outcome) []*Outcome {
+	byEntity := func(a, b *Outcome) int { return cmp.Compare(a.Entity, b.Entity) }
+	if slices.IsSortedFunc(outs, byEntity) {
+		return outs
+	}
+	return slices.SortedFunc(slices.Values(outs), byEntity)
+}
+
+// RecordDisputes keeps the completions that Settle refused among the attempts, as
+// disputed: a late success is evidence of a possible double effect. Outcomes that an
+// earlier try of the same settlement had recorded after all are no longer Refused when
+// it returns.
+func (l *Ledger) RecordDisputes(ctx context.Context, t *Type, owner int64, outs []*Outcome) error {
+	var late []*Outcome
+	var again []string
+	for _, o := range outs {
+		if o.Refused && o.State == Completed {
+			late = append(late, o)
+			if o.Again {
+				again = append(again, o.Entity)
+			}
+		}
+	}
+	if len(late) == 0 {
+		return nil
+	}
+	var facts map[string]*Fact
+	alive := false
+	if len(again) > 0 {
+		err := l.RunBatch(ctx, func(b *pgx.Batch) {
+			queueFacts(b, t.ID, again, &facts)
+			b.Queue(`SELECT dead_at IS NULL FROM oncemore.worker WHERE id = $1`, owner).QueryRow(func(r pgx.Row) error { return r.Scan(&alive) })
+		})
+		if err != nil {
+			return fmt.Errorf("look whether %d outcomes of %s were recorded: %w", len(again), t.Name, err)
+		}
+	}
+	var disputed []*Outcome
+	for _, o := range late {
+		// Only a dead worker's claim can be taken over: while we live, the fact of our epoch
+		// is our own.
+		if f := facts[o.Entity]; o.Again && alive && f != nil && f.Epoch >= o.Epoch {
+			o.Refused = false
+			continue
+		}
+		d := *o
+		d.State, d.Class = "disputed", "late"
+		if d.Error == "" {
+			d.Error = "reported after its claim was lost: the effect may have happened twice"
+		}
+		disputed = append(disputed, &d)
+	}
+	if len(disputed) == 0 {
+		return nil
+	}
+	err := l.RunBatch(ctx, func(b *pgx.Batch) { queueAttempts(b, t, owner, disputed) })
+	if err != nil {
+		return fmt.Errorf("record %d late outcomes of %s: %w", len(disputed), t.Name, err)
+	}
+	return nil
+}
+
+// refuse reads the positions of the outcomes whose fence held; the others are refused.
+func refuse(outs []*Outcome) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		held := make([]bool, len(outs))
+		n := 0
+		for rows.Next() {
+			var i int64
+			if err := rows.Scan(&i); err != nil {
+				return err
+			}
+			held[i-1] = true
+			n++
+		}
+		if err := rows.Err(); err != nil || n == len(outs) {
+			return err
+		}
+		for i, o := range outs {
+			if !held[i] {
+				o.Refused = true
+			}
+		}
+		return nil
+	}
+}
+
+type factArrays struct {
+	entity             []string
+	fp, run, source    []int64
+	fence, epoch       []int64
+	attempts, evidence []int32
+}
+
+func factColumns(outs []*Outcome) (c factArrays) {
+	n := len(outs)
+	numbers := make([]int64, 5*n) // one allocation for the hot path
+	c.fp, c.run, c.source, c.fence, c.epoch = numbers[:n], numbers[n:2*n], numbers[2*n:3*n], numbers[3*n:4*n], numbers[4*n:]
+	small := make([]int32, 2*n)
+	c.attempts, c.evidence = small[:n], small[n:]
+	c.entity = make([]string, n)
+	for i, o := range outs {
+		c.entity[i], c.fp[i], c.run[i], c.source[i] = o.Entity, o.Fingerprint, o.Run, o.SourceVersion
+		c.fence[i], c.epoch[i] = o.Fence, o.Epoch
+		c.attempts[i], c.evidence[i] = int32(min(o.Attempts, 32767)), int32(o.Evidence)
+	}
+	return c
+}
+
+type openArrays struct {
+	entity, state, args, err []string
+	fence                    []int64
+	delay                    []time.Duration
+	absent                   []bool
+	attempts                 []int32
+}
+
+func openColumns(outs []*Outcome) (c openArrays) {
+	for _, o := range outs {
+		c.entity = append(c.entity, o.Entity)
+		c.state = append(c.state, string(o.State))
+		c.args = append(c.args, o.Args)
+		c.err = append(c.err, Sanitize(o.Error, maxError))
+		c.fence = append(c.fence, o.Fence)
+		c.delay = append(c.delay, o.Delay)
+		c.absent = append(c.absent, o.Absent)
+		c.attempts = append(c.attempts, int32(o.Attempts))
+	}
+	return c
+}
+
+func queueAttempts(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
+	var entity, state, class, text []string
+	var fence []int64
+	var number []int32
+	for _, o := range outs {
+		if o.Error == "" {
+			continue
+		}
+		entity, state = append(entity, o.Entity), append(state, string(o.State))
+		class, text = append(class, Sanitize(o.Class, maxClass)), append(text, Sanitize(o.Error, maxError))
+		fence, number = append(fence, o.Fence), append(number, int32(o.Attempts))
+	}
+	if len(entity) > 0 {
+		b.Queue(attemptSQL, t.ID, owner, entity, fence, number, state, class, text)
+	}
+}
+
+// Sanitize makes an error's text fit to be stored and shown: valid, at most so many bytes, without
+// the NUL that Postgres refuses.
+func Sanitize(s string, most int) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "�"), "\x00", "�")
+	if len(s) <= most {
+		return s
+	}
+	s = s[:most]
+	for !utf8.ValidString(s) {
+		s = s[:len(s)-1]
+	}
+	return s + "…"
+}
+
+func version(t *Type) *int {
+	if t.Version == 0 {
+		return nil
+	}
+	return &t.Version
+}
+
+// The first insert is the completion. Work that may repeat may find the fact there.
+const firstFactSQL = `
+INSERT INTO oncemore.ledger (job_type, version, entity, fingerprint, attempts, run, source_version, evidence)
+SELECT $1, $2, w.entity, w.fp, w.attempts, nullif(w.run, 0), nullif(w.source, 0), chr(w.evidence)::"char"
+FROM unnest($3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::int[]) AS w(entity, fp, attempts, run, source, evidence)
+ON CONFLICT (job_type, entity) DO NOTHING`
+
+// In the claim by its fence, out of it and into the ledger: one statement, so that no
+// crash and no other worker sees anything between.
+const completeSQL = completeCTE + `SELECT w.n FROM w`
+
+const completeCTE = `
+WITH w AS MATERIALIZED (
+    SELECT w.*, c.tid
+    FROM unnest($3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::int[], $9::bigint[], $10::bigint[])
+         WITH ORDINALITY AS w(entity, fp, attempts, run, source, evidence, fence, epoch, n)
+    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.fence FOR UPDATE) c
+), gone AS (
+    DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(SELECT w.tid FROM w))
+), fact AS (
+    INSERT INTO oncemore.ledger AS l (job_type, version, entity, fingerprint, attempts, run, source_version, evidence, epoch)
+    SELECT $1, $2, w.entity, w.fp, w.attempts, nullif(w.run, 0), nullif(w.source, 0), chr(w.evidence)::"char", nullif(w.epoch, 0)
+    FROM w
+    ON CONFLICT (job_type, entity) DO UPDATE
+    SET version = excluded.version, fingerprint = excluded.fingerprint, attempts = excluded.attempts, run = excluded.run,
+        source_version = excluded.source_version, evidence = excluded.evidence, epoch = excluded.epoch, completed_at = excluded.completed_at
+    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0)
+    RETURNING l.entity
+)
+`
+
+const endSQL = `
+WITH w AS MATERIALIZED (
+    SELECT w.n, c.tid FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS w(entity, fence, n)
+    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.fence FOR UPDATE) c
+), gone AS (
+    DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(SELECT w.tid FROM w))
+)
+SELECT w.n FROM w`
+
+// An attempt whose effect is surely absent takes back its own evidence, and not that of
+// the attempts before it.
+const keepOpenSQL = `
+WITH w AS MATERIALIZED (
+    SELECT w.n, w.state, w.delay, w.absent, w.error, w.attempts, c.tid
+    FROM unnest($2::text[], $3::bigint[], $4::text[], $5::interval[], $6::boolean[], $7::text[], $8::int[])
+         WITH ORDINALITY AS w(entity, fence, state, delay, absent, error, attempts, n)
+    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.fence FOR UPDATE) c
+)
+UPDATE oncemore.claim c
+SET fence = nextval('oncemore.fence'), owner = NULL,
+    trouble = CASE w.state WHEN 'returned' THEN 'retrying' ELSE w.state END,
+    not_before = CASE w.state WHEN 'retrying' THEN clock_timestamp() + w.delay END,
+    attempts = w.attempts,
+    first_claimed_at = CASE WHEN w.absent AND c.owner = $9 AND c.first_claimed_at = c.claimed_at THEN NULL ELSE c.first_claimed_at END,
+    error = coalesce(nullif(w.error, ''), c.error)
+FROM w WHERE c.ctid = w.tid
+RETURNING w.n`
+
+// A first delivery without a claim did not complete. Where a claim has appeared, its
+// holder or its next attempt has the work; where a fact has, the retry will find it.
+const openSQL = `
+INSERT INTO oncemore.claim (fence, job_type, entity, trouble, not_before, error, fingerprint, epoch, source_version, run, attempts, args)
+SELECT nextval('oncemore.fence'), $1, w.entity, CASE w.state WHEN 'returned' THEN 'retrying' ELSE w.state END,
+       CASE w.state WHEN 'retrying' THEN clock_timestamp() + w.delay END, nullif(w.error, ''), w.fp, w.epoch, w.source, w.run, w.attempts, w.args
+FROM unnest($2::text[], $3::text[], $4::interval[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::int[], $11::text[])
+     AS w(entity, state, delay, error, fp, epoch, source, run, attempts, args)
+ON CONFLICT (job_type, entity) DO NOTHING`
+
+const attemptSQL = `
+INSERT INTO oncemore.attempt (job_type, worker, entity, fence, number, outcome, error_class, error)
+SELECT $1, nullif($2::bigint, 0), w.entity, w.fence, w.number, w.outcome, nullif(w.class, ''), w.error
+FROM unnest($3::text[], $4::bigint[], $5::int[], $6::text[], $7::text[], $8::text[]) AS w(entity, fence, number, outcome, class, error)`

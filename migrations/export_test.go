@@ -1,0 +1,7 @@
+package migrations
+
+// For the tests, which cannot live in this package: pgtest imports it.
+var (
+	UpFrom  = up
+	TryLock = sqlTryLock
+)

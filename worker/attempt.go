@@ -1,0 +1,190 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"runtime/debug"
+	"time"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+)
+
+// notTried wraps errors of the checks: the attempt failed before it could have an effect.
+type notTried struct{ error }
+
+func (e notTried) Unwrap() error { return e.error }
+
+// A panicError is a panic of a body, with its stack.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
+
+// begin makes the context of an attempt on it.
+func (l *life) begin(it *item) *attemptContext {
+	o := it.outcome("")
+	it.began = time.Now()
+	return &attemptContext{Context: l.jobs, timeout: it.kind.Erased.Timeout, deadline: it.began.Add(it.kind.Erased.Timeout),
+		attempt: &jobs.Attempt{JobType: it.kind.name, Entity: it.Entity, Number: o.Attempts, Run: it.Run, Epoch: o.Epoch}}
+}
+
+// do runs the body once.
+func (l *life) do(it *item) error {
+	ctx := l.begin(it)
+	defer ctx.end()
+	err := guard(it, func() error { return it.kind.Erased.Do(ctx, it.args) })
+	it.end.note = ctx.attempt.Noted()
+	return err
+}
+
+// check runs a ready-check or a done-check.
+func (l *life) check(it *item, name string, f func(context.Context, jobs.Args) (bool, error)) (answer bool, err error) {
+	ctx := l.begin(it)
+	defer ctx.end()
+	err = guard(it, func() error { answer, err = f(ctx, it.args); return err })
+	if err != nil {
+		return false, fmt.Errorf("%s-check: %w", name, err)
+	}
+	return answer, nil
+}
+
+// guard turns a panic into an error, and lets the watch see how long f runs.
+func guard(it *item, f func() error) (err error) {
+	it.slot.since.Store(it.began.UnixNano())
+	defer func() {
+		it.slot.since.Store(0)
+		if v := recover(); v != nil {
+			err = &panicError{v, debug.Stack()}
+		}
+	}()
+	return f()
+}
+
+// judge says how an attempt ends that returned err, by the meaning of the error and by
+// the effect class.
+func (l *life) judge(it *item, err error) {
+	if err == nil {
+		l.finish(it, ledger.Completed, nil)
+		return
+	}
+	var before notTried
+	untried := errors.As(err, &before)
+	means := jobs.Meant(err)
+	absent := means.NotApplied || untried
+	k := it.kind
+	o := it.outcome("")
+	if !it.claim.Won && it.standing.Open != nil {
+		o.Attempts++ // an attempt that got no further than its checks counts as well
+	}
+	safe := absent || k.Effect().MayRepeat()
+	delay := means.After
+	if delay < 0 {
+		delay = k.Erased.Backoff(max(1, o.Attempts))
+	}
+	if !safe {
+		delay = max(delay, k.Effect().Settle())
+	}
+	interrupted := l.jobs.Err() != nil && errors.Is(err, context.Canceled)
+	switch {
+	case !safe && k.Effect() == ledger.Once:
+		o.State = ledger.Unclear
+	case means.Permanent:
+		o.State = ledger.GaveUp
+	case interrupted && safe:
+		// Not its fault, and not charged.
+		l.finish(it, ledger.Returned, err)
+		return
+	case o.Attempts >= k.Erased.Attempts:
+		o.State = ledger.GaveUp
+		err = fmt.Errorf("attempt %d of %d: %w", o.Attempts, k.Erased.Attempts, err)
+	default:
+		o.State, o.Delay = ledger.ToRetry, delay
+	}
+	o.Absent = absent
+	it.end.outcome, it.end.err = o, err
+	if o.State == ledger.ToRetry {
+		it.end.send = it.retry(o.Delay)
+	}
+	l.endItem(it)
+}
+
+// Effect is the class of the kind.
+func (k *kind) Effect() ledger.Effect { return k.Type.Effect }
+
+// finish ends an attempt in a state that needs no judging.
+func (l *life) finish(it *item, s ledger.State, err error) {
+	it.end.err = err
+	if s == ledger.Returned {
+		it.end.keep = true
+		if !it.claim.Won {
+			l.endItem(it) // nothing was claimed: the message alone comes again
+			return
+		}
+	}
+	o := it.outcome(s)
+	if s == ledger.Returned {
+		o.Attempts--
+		o.Absent = errors.Is(err, ledger.ErrLeaseLost) || it.kind.Effect().MayRepeat()
+	}
+	it.end.outcome = o
+	l.endItem(it)
+}
+
+// errorClass groups errors for lists: the type of the innermost one.
+func errorClass(err error) string {
+	if _, ok := errors.AsType[*panicError](err); ok {
+		return "panic"
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "timeout"
+	}
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return reflect.TypeOf(err).String()
+		}
+		err = next
+	}
+}
+
+// stuckGrace is how long a body may go on after its context has ended, before it is
+// fenced off.
+const stuckGrace = 5 * time.Second
+
+// watch fences off bodies that ignore the end of their context: their attempt is judged
+// as a timeout, so that the work goes on elsewhere. The slot stays theirs, and Health says
+// so. What they still report is refused, and kept as disputed.
+func (l *life) watch(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			for _, task := range l.slots.overdue(now, stuckGrace) {
+				for _, it := range task {
+					l.fenceOff(it)
+				}
+			}
+		}
+	}
+}
+
+func (l *life) fenceOff(it *item) {
+	if it.ended.Load() || it.kind.Erased.Do == nil {
+		return // inside a transaction the transaction itself is the fence
+	}
+	// A copy is judged: the body's goroutine still owns the original, and finds it ended.
+	shadow := &item{parcel: it.parcel, Entity: it.Entity, raw: it.raw, args: it.args, want: it.want, standing: it.standing, claim: it.claim, slot: it.slot}
+	if !it.ended.CompareAndSwap(false, true) {
+		return
+	}
+	l.log.Error("body ignores the end of its context: fenced off", "type", it.kind.name, "entity", it.Entity, "timeout", it.kind.Erased.Timeout)
+	l.judge(shadow, fmt.Errorf("%w: the attempt ignored its timeout of %s and was fenced off", context.DeadlineExceeded, it.kind.Erased.Timeout))
+}

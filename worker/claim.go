@@ -1,0 +1,78 @@
+package worker
+
+import (
+	"github.com/oncemore-jobs/oncemore/ledger"
+)
+
+// A claimRequest waits for the answer of a claim that many share.
+type claimRequest struct {
+	it     *item
+	answer chan error
+}
+
+// claimOne claims it, if it needs a claim, together with whatever else wants one now. It
+// returns true when the work is ours to do; else the item has ended.
+func (l *life) claimOne(it *item) bool {
+	if !it.needsClaim() {
+		return true
+	}
+	r := &claimRequest{it: it, answer: make(chan error, 1)}
+	l.claims[it.kind].add(r)
+	if err := <-r.answer; err != nil {
+		l.giveBack([]*item{it}, err)
+		return false
+	}
+	if it.claim.Won {
+		return true
+	}
+	l.outrun(it)
+	return false
+}
+
+// needsClaim: all do, but a first delivery of work that may repeat and is plainly missing.
+func (it *item) needsClaim() bool {
+	k, st := it.kind, &it.standing
+	return !k.Effect().MayRepeat() || k.Erased.FanOut != nil || it.Received > 1 || it.Epoch != 0 ||
+		st.Reason != ledger.Missing || st.Open != nil
+}
+
+// claimAll claims for all requests of one kind in one statement. An entity that is asked
+// for twice is claimed once; the other request is outrun.
+func (l *life) claimAll(k *kind, rs []*claimRequest) {
+	cs := make([]ledger.Candidate, 0, len(rs))
+	asked := make(map[string]bool, len(rs))
+	first := make([]*claimRequest, 0, len(rs))
+	for _, r := range rs {
+		if asked[r.it.Entity] {
+			r.answer <- nil
+			continue
+		}
+		asked[r.it.Entity] = true
+		first = append(first, r)
+		cs = append(cs, ledger.Candidate{Want: r.it.want, Standing: r.it.standing, Args: r.it.raw})
+	}
+	claims, err := l.ledger.Claim(l.record, &k.Type, l.lease.ID, cs)
+	for i, r := range first {
+		if err == nil {
+			r.it.claim = claims[i]
+		}
+		r.answer <- err
+	}
+}
+
+// outrun ends an item that somebody else was faster with. What the ledger says of it now
+// decides how: it may be done, or in other hands, or due again in a moment.
+func (l *life) outrun(it *item) {
+	standings, err := l.ledger.Look(l.record, &it.kind.Type, []ledger.Want{it.want})
+	if err != nil {
+		l.giveBack([]*item{it}, err)
+		return
+	}
+	it.standing = standings[0]
+	if it.standing.Reason.Run() {
+		it.end = ending{reason: ledger.Ongoing, send: it.later(0)}
+	} else {
+		l.decideIdle(it)
+	}
+	l.endItem(it)
+}

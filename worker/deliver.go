@@ -1,0 +1,364 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+)
+
+// A parcel is one delivery in work. It is acknowledged when each of its items is a fact,
+// or open with all that another attempt needs, or gone into another message; if one is
+// not, the message comes again, and what was done is then skipped.
+type parcel struct {
+	queue.Delivery
+	inbox *inbox
+	kind  *kind
+	left  atomic.Int32 // items that have not ended
+	keep  atomic.Bool  // the message must come again
+}
+
+// An item is the work on one entity, on its way through deliver.
+type item struct {
+	*parcel
+	Entity   string
+	raw      string // the arguments as they came
+	args     jobs.Args
+	want     ledger.Want
+	standing ledger.Standing
+	claim    ledger.Claim
+	slot     *slot
+	began    time.Time
+	ended    atomic.Bool // decided once, by the body's end or by the watch
+
+	end ending
+}
+
+// An ending is what is to be recorded of an item, in one transaction.
+type ending struct {
+	outcome ledger.Outcome // with an empty State the ledger has nothing to record
+	send    *queue.Message // carries the work on
+	park    string         // keep the input aside, for this reason
+	note    string         // of the body
+	err     error
+	reason  ledger.Reason // why it was not run; empty: it was
+	keep    bool          // nothing of the above: the message itself must come again
+}
+
+// deliver takes what one Receive brought, all of one job type, from the queue to where
+// its items can run, or need not.
+//
+// This is the first half of the way; [life.work] is the second. Until an item ends, a
+// crash costs nothing but time: the messages are still in the queue, and come again when
+// their visibility ends.
+func (l *life) deliver(ctx context.Context, k *kind, ps []*parcel) {
+	items := l.decode(ps)
+	if len(items) == 0 {
+		return
+	}
+
+	// Look: one read of facts and claims for all of it. What is done ends here, and
+	// nothing was written for it. A crash costs the read.
+	wants := make([]ledger.Want, len(items))
+	for i, it := range items {
+		wants[i] = it.want
+	}
+	standings, err := l.ledger.Look(ctx, &k.Type, wants)
+	if err != nil {
+		l.log.Error("look failed: the messages come again", "type", k.name, "items", len(items), "error", err)
+		l.giveBack(items, err)
+		return
+	}
+
+	// Decide. What is to run waits for a free slot; all else ends.
+	var tasks [][]*item
+	var idle []*item
+	for i, it := range items {
+		it.standing = standings[i]
+		switch {
+		case !it.standing.Reason.Run():
+			l.decideIdle(it)
+			idle = append(idle, it)
+		case k.Erased.DoMany != nil:
+			tasks = appendMany(tasks, it)
+		default:
+			tasks = append(tasks, items[i:i+1:i+1])
+		}
+	}
+	if len(idle) > 0 {
+		l.settles[k].add(idle...)
+	}
+	l.slots.add(tasks)
+}
+
+// appendMany groups the items of one parcel for DoMany: all of them at first; after a
+// redelivery ten at a time, then singly, so that an item that kills the process is found.
+func appendMany(tasks [][]*item, it *item) [][]*item {
+	most := queue.MaxItems
+	switch {
+	case it.Received == 2:
+		most = 10
+	case it.Received > 2:
+		most = 1
+	}
+	if n := len(tasks); n > 0 && tasks[n-1][0].parcel == it.parcel && len(tasks[n-1]) < most {
+		tasks[n-1] = append(tasks[n-1], it)
+		return tasks
+	}
+	return append(tasks, []*item{it})
+}
+
+// decode reads the items of ps. Undecodable input and other arguments for an entity that
+// is in the same parcel already are kept aside; the other items of their message are not
+// touched by that.
+func (l *life) decode(ps []*parcel) []*item {
+	n := 0
+	for _, p := range ps {
+		n += len(p.Items)
+	}
+	items := make([]*item, 0, n)
+	storage := make([]item, n)
+	var bad []*item
+	for _, p := range ps {
+		var seen map[string]int64
+		if len(p.Items) > 1 {
+			seen = make(map[string]int64, len(p.Items))
+		}
+		for _, raw := range p.Items {
+			it := &storage[0]
+			storage = storage[1:]
+			it.parcel, it.Entity, it.raw = p, raw.Entity, string(raw.Args)
+			err := queue.CheckName("entity", raw.Entity)
+			var in jobs.Input
+			if err == nil {
+				in, err = p.kind.Decode(raw.Entity, raw.Args)
+			}
+			if err != nil {
+				it.end = ending{park: "undecodable", err: err}
+				bad = append(bad, it)
+				continue
+			}
+			it.args = in.Args
+			it.want = ledger.Want{Entity: raw.Entity, Fingerprint: in.Fingerprint, SourceVersion: in.SourceVersion, Run: p.Run, Epoch: p.Epoch}
+			if fp, twice := seen[raw.Entity]; twice {
+				it.end = ending{reason: ledger.Ongoing}
+				if fp != in.Fingerprint {
+					it.end = ending{park: string(ledger.Conflict), err: errors.New("the message names the entity twice, with different arguments")}
+				}
+				bad = append(bad, it)
+				continue
+			}
+			if seen != nil {
+				seen[raw.Entity] = in.Fingerprint
+			}
+			items = append(items, it)
+		}
+	}
+	for _, it := range bad {
+		l.settles[it.kind].add(it)
+	}
+	return items
+}
+
+// decideIdle says how an item ends that the ledger does not let run.
+func (l *life) decideIdle(it *item) {
+	st := &it.standing
+	it.end = ending{reason: st.Reason}
+	switch st.Reason {
+	case ledger.Done:
+		return
+	case ledger.Conflict:
+		it.end.park = string(ledger.Conflict)
+		it.end.err = errors.New("the ledger has the entity with other arguments; force a run to have it done with these")
+		return
+	}
+	o := st.Open
+	if st.Reason == ledger.InDoubt && o.Trouble != ledger.Doubtful {
+		// Nobody has said so in the table yet: its worker died, or its provider has forgotten
+		// the key. Say it, by the fence that was seen.
+		it.end.err = errors.New("an attempt ended without an answer, and may not be repeated")
+		it.end.outcome = it.outcome(ledger.Unclear)
+		return
+	}
+	if o.Covers(it.want) {
+		return // the claim has the arguments, and a holder or a message that carries it on
+	}
+	// More is wanted than the claim stands for (a newer source, a higher epoch): later.
+	it.end.send = it.later(0)
+	if it.Deferred >= maxDeferred {
+		it.end.park = string(st.Reason)
+		it.end.err = fmt.Errorf("still %s after %d postponements", st.Reason, it.Deferred)
+		it.end.send = nil
+	}
+}
+
+// work is the second half: it brings one task from a free slot to its end.
+func (l *life) work(task []*item) {
+	k := task[0].kind
+	if k.Erased.DoMany != nil {
+		l.workMany(task)
+		return
+	}
+	it := task[0]
+	if it.standing.Open != nil && it.standing.Open.Abandoned() {
+		// A worker died over it. It may be what killed it, so such items run one at a time,
+		// and a crash charges no innocent neighbour with an attempt.
+		l.suspects.Lock()
+		defer l.suspects.Unlock()
+	}
+	if !l.mayStart(it) {
+		return
+	}
+
+	// Ready? Done? Asked before anything is claimed: a durable claim would be evidence of
+	// an attempt. A crash here costs the questions.
+	if !l.ask(it) {
+		return
+	}
+
+	// Claim what starts now. A first delivery of work that may repeat needs none: there the
+	// fact itself is the lock. A crash before the commit costs nothing; after it, the claim
+	// is found with a dead owner, the attempt counts, and the effect class decides.
+	if !l.claimOne(it) {
+		return
+	}
+
+	// The process may have been frozen until now: only a lease that surely runs may act.
+	if !l.lease.Alive() {
+		l.finish(it, ledger.Returned, ledger.ErrLeaseLost)
+		return
+	}
+
+	// Do. A crash here is what effect classes are for. In a transaction it left nothing.
+	switch {
+	case k.Erased.DoTx != nil:
+		l.doTx(it)
+	case k.Erased.FanOut != nil:
+		l.fanOut(it)
+	default:
+		l.judge(it, l.do(it))
+	}
+
+	// Settle comes next, in settle.go: facts, claims, retries and (on Postgres) the
+	// acknowledgement are one transaction. A crash before its commit costs one redelivery,
+	// of work that the claim or the class answers for; a crash after it, on another queue,
+	// costs one redelivery that ends at "done".
+}
+
+// mayStart tells whether it may still begin; else it ends here.
+func (l *life) mayStart(it *item) bool {
+	if l.jobs.Err() != nil || !l.lease.Alive() {
+		l.giveBack([]*item{it}, context.Cause(l.jobs))
+		return false
+	}
+	return true
+}
+
+// ask asks whether the work is ready and whether it is done already. It returns true when
+// there is something left to do.
+func (l *life) ask(it *item) bool {
+	k := it.kind
+	if k.Erased.Ready == nil && k.Erased.Done == nil {
+		return true
+	}
+	if k.Erased.Ready != nil {
+		ready, err := l.check(it, "ready", k.Erased.Ready)
+		if err != nil {
+			l.judge(it, notTried{err})
+			return false
+		}
+		if !ready {
+			l.notReady(it)
+			return false
+		}
+	}
+	if k.Erased.Done == nil {
+		return true
+	}
+	done, err := l.check(it, "done", k.Erased.Done)
+	switch {
+	case err != nil && it.standing.Verify:
+		it.end = ending{err: fmt.Errorf("an earlier attempt may have had its effect, and the done-check cannot tell: %w", err)}
+		it.end.outcome = it.outcome(ledger.Unclear)
+		l.endItem(it)
+	case err != nil:
+		l.judge(it, notTried{fmt.Errorf("the done-check cannot tell: %w", err)})
+	case done:
+		it.end = ending{note: "found done"}
+		it.end.outcome = it.outcome(ledger.Completed)
+		it.end.outcome.Evidence = ledger.DoneCheck
+		l.endItem(it)
+	default:
+		return true
+	}
+	return false
+}
+
+// notReady ends an item that cannot be done yet. With a source it is missing there, and a
+// later call finds it; without one only this message knows of it.
+func (l *life) notReady(it *item) {
+	it.end = ending{reason: "not_ready"}
+	switch {
+	case !it.kind.Erased.Source.IsZero() || it.Run != 0:
+	case it.Deferred >= maxDeferred:
+		it.end.park, it.end.err = "not_ready", fmt.Errorf("still not ready after %d postponements", it.Deferred)
+	default:
+		it.end.send = it.later(0)
+	}
+	l.endItem(it)
+}
+
+// maxDeferred bounds how often work without a source is sent on for later: with growing
+// waits, about a day and a half.
+const maxDeferred = 30
+
+// later is the message that carries an item on, unchanged, to another time. d 0 waits the
+// longer the more often it was sent on.
+func (it *item) later(d time.Duration) *queue.Message {
+	if d == 0 {
+		d = min(time.Second<<min(it.Deferred, 12), time.Hour+30*time.Minute)
+	}
+	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: []byte(it.raw)}},
+		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}
+}
+
+// outcome begins an outcome of it under the fence that it has or has seen.
+func (it *item) outcome(s ledger.State) ledger.Outcome {
+	o := ledger.Outcome{Want: it.want, State: s, Args: it.raw, Evidence: ledger.Reported, Attempts: 1}
+	switch {
+	case it.claim.Won:
+		o.Fence, o.Epoch, o.Attempts = it.claim.Fence, it.claim.Epoch, it.claim.Attempts
+	case it.standing.Open != nil:
+		o.Fence, o.Epoch, o.Attempts = it.standing.Open.Fence, max(o.Epoch, it.standing.Open.Epoch), it.standing.Open.Attempts
+	}
+	return o
+}
+
+// endItem hands an item, whose ending is written, to its kind's settling.
+func (l *life) endItem(it *item) {
+	if it.ended.CompareAndSwap(false, true) {
+		l.settles[it.kind].add(it)
+		return
+	}
+	// It was fenced off before its body returned.
+	if o := it.end.outcome; o.State == ledger.Completed {
+		o.Refused = true
+		if err := l.ledger.RecordDisputes(l.record, &it.kind.Type, l.lease.ID, []*ledger.Outcome{&o}); err != nil {
+			l.log.Error("late success not recorded", "type", it.kind.name, "entity", it.Entity, "error", err)
+		}
+		l.log.Warn("late success after it was fenced off: disputed", "type", it.kind.name, "entity", it.Entity)
+	}
+}
+
+// giveBack ends items that have not started: their messages come again.
+func (l *life) giveBack(items []*item, why error) {
+	for _, it := range items {
+		it.end = ending{keep: true, err: why}
+		l.endItem(it)
+	}
+}

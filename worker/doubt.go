@@ -1,0 +1,92 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+)
+
+// recheck asks the done-checks again about what is in doubt: a provider that could not be
+// asked a minute ago may know the answer now. Any number of workers may ask; resolving
+// compares the fence that was read.
+func (l *life) recheck(ctx context.Context) {
+	tick := time.NewTicker(l.config.Recheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for name, k := range l.kinds {
+			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
+				l.recheckKind(ctx, k)
+			}
+		}
+	}
+}
+
+// recheckMost bounds one round, so that a provider in trouble is not asked without end.
+const recheckMost = 200
+
+func (l *life) recheckKind(ctx context.Context, k *kind) {
+	var doubts []*ledger.Open
+	for o, err := range l.ledger.Opens(ctx, &k.Type, ledger.Doubtful, "", recheckMost) {
+		if err != nil {
+			if ctx.Err() == nil {
+				l.log.Warn("listing doubts failed", "type", k.name, "error", err)
+			}
+			return
+		}
+		doubts = append(doubts, o)
+	}
+	for _, o := range doubts {
+		in, err := k.Erased.Decode(o.Entity, []byte(o.Args))
+		if err != nil {
+			continue // it stays listed
+		}
+		limit, cancel := context.WithTimeout(ctx, k.Erased.Timeout)
+		var done bool
+		err = safely(func() (err error) { done, err = k.Erased.Done(limit, in.Args); return err })
+		cancel()
+		if err != nil {
+			return // it cannot tell now: the next round asks again
+		}
+		verdict := ledger.Verdict{Done: done, Evidence: ledger.DoneCheck, By: "done-check", Why: "asked again by " + l.config.Name}
+		if err := l.resolve(ctx, k, o, verdict); err != nil && !errors.Is(err, ledger.ErrChanged) {
+			l.log.Warn("doubt not resolved", "type", k.name, "entity", o.Entity, "error", err)
+			return
+		}
+		l.log.Info(fmt.Sprintf("%s was in doubt: the done-check says done=%t", k.name, done), "type", k.name, "entity", o.Entity, "outcome", "resolved")
+	}
+}
+
+// resolve ends a doubt, and sends the message of another attempt in the same transaction.
+func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Verdict) error {
+	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if err := ledger.Resolve(ctx, tx, &k.Type, o, v); err != nil {
+			return err
+		}
+		if v.Done {
+			return nil
+		}
+		return l.pg.Tx(tx).Send(ctx, queue.Message{Type: k.name, Run: o.Run, Epoch: o.Epoch, Priority: k.Priority,
+			Items: []queue.Item{{Entity: o.Entity, Args: []byte(o.Args)}}})
+	})
+}
+
+// safely turns a panic of a check into an error.
+func safely(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	return f()
+}

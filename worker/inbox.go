@@ -1,0 +1,238 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+)
+
+// An inbox is one queue that a life reads, and what it holds of it.
+type inbox struct {
+	queue.Queue
+	name string
+	pg   *pgqueue.Queue // the same, where it is one in the ledger's database
+	room chan struct{}  // something held has ended
+
+	mu    sync.Mutex
+	held  map[*parcel]struct{} // owned by mu; extended together
+	items int                  // in what is held, those that have ended included
+	size  float64              // items in a message, lately
+}
+
+// openInboxes lists what a life reads: every queue of the configuration, and the
+// database's own.
+func (l *life) openInboxes() []*inbox {
+	seen := map[queue.Queue]bool{}
+	add := func(name string, q queue.Queue) {
+		if seen[q] {
+			return
+		}
+		seen[q] = true
+		pg, _ := q.(*pgqueue.Queue)
+		l.inboxes = append(l.inboxes, &inbox{Queue: q, name: name, pg: pg, room: make(chan struct{}, 1), held: map[*parcel]struct{}{}, size: 1})
+	}
+	for name, q := range l.queues {
+		add(name, q)
+	}
+	add("", l.pg)
+	return l.inboxes
+}
+
+// most is how many items may be held: those that run, as many again so that a slot that
+// frees finds its next task, and a pack on the way.
+func (l *life) most() int { return 2*l.config.Slots + 100 }
+
+// receive reads b until ctx ends. It asks for as much as there is room for, and for
+// nothing while there is none.
+func (l *life) receive(ctx context.Context, b *inbox) {
+	types := l.set.Names()
+	var delivering sync.WaitGroup
+	defer delivering.Wait()
+	if b.pg != nil {
+		delivering.Go(func() { b.pg.Listen(ctx) })
+	}
+	wait := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		n := b.space(l.most())
+		if n == 0 {
+			select {
+			case <-ctx.Done():
+			case <-b.room:
+			}
+			continue
+		}
+		ds, err := b.Receive(ctx, n, types)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			l.log.Warn("receiving failed", "queue", b.name, "again_in", wait, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+			wait = min(2*wait, 5*time.Second)
+			continue
+		}
+		wait = 100 * time.Millisecond
+		if len(ds) == 0 {
+			continue
+		}
+		for k, ps := range l.accept(b, ds) {
+			// Beside the next Receive, so that looking and receiving overlap.
+			delivering.Go(func() { l.deliver(ctx, k, ps) })
+		}
+	}
+}
+
+// space is how many messages may be asked for.
+func (b *inbox) space(most int) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	free := most - b.items
+	if free <= 0 {
+		return 0
+	}
+	return min(1000, max(1, int(float64(free)/b.size)))
+}
+
+// accept makes parcels of deliveries, by kind. What no worker could ever read is kept
+// aside at once, and acknowledged in the same transaction where the queue can.
+func (l *life) accept(b *inbox, ds []queue.Delivery) map[*kind][]*parcel {
+	out := map[*kind][]*parcel{}
+	total := 0
+	b.mu.Lock()
+	for _, d := range ds {
+		k := l.kinds[d.Type]
+		if k == nil || d.Bad != nil || len(d.Items) == 0 {
+			continue
+		}
+		p := &parcel{Delivery: d, inbox: b, kind: k}
+		p.left.Store(int32(len(d.Items)))
+		b.held[p] = struct{}{}
+		total += len(d.Items)
+		out[k] = append(out[k], p)
+	}
+	b.items += total
+	b.size += (float64(total)/float64(len(ds)) - b.size) / 4
+	b.size = max(1, b.size)
+	b.mu.Unlock()
+	for _, d := range ds {
+		if l.kinds[d.Type] == nil || d.Bad != nil || len(d.Items) == 0 {
+			l.setAside(b, d)
+		}
+	}
+	return out
+}
+
+var (
+	errUnknownType = errors.New("no job of this type is registered")
+	errUndecodable = errors.New("the message's body could not be decoded")
+)
+
+// setAside keeps a message that cannot be delivered, then acknowledges it. A crash
+// between the two costs one redelivery, of the same content, which is the same row.
+func (l *life) setAside(b *inbox, d queue.Delivery) {
+	reason, err := "unknown_type", errUnknownType
+	if d.Bad != nil || len(d.Items) == 0 {
+		reason, err = "undecodable", errUndecodable
+		d.Items = []queue.Item{{Args: d.Bad}}
+	}
+	ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
+	defer cancel()
+	e := l.ledger.RunBatch(ctx, func(batch *pgx.Batch) {
+		for _, it := range d.Items {
+			park(batch, reason, d.Type, it.Entity, string(it.Args), err)
+		}
+	})
+	if e == nil {
+		e = b.Ack(ctx, d)
+	}
+	if e != nil {
+		l.log.Error("message not set aside: it comes again", "queue", b.name, "type", d.Type, "reason", reason, "error", e)
+		return
+	}
+	l.log.Error("message parked", "queue", b.name, "type", d.Type, "items", len(d.Items), "reason", reason)
+}
+
+// drop forgets a parcel that is acknowledged or released.
+func (b *inbox) drop(p *parcel) {
+	b.mu.Lock()
+	if _, ok := b.held[p]; ok {
+		delete(b.held, p)
+		b.items -= len(p.Items)
+	}
+	b.mu.Unlock()
+	b.freed()
+}
+
+// freed tells receive that there may be room again.
+func (b *inbox) freed() {
+	select {
+	case b.room <- struct{}{}:
+	default:
+	}
+}
+
+func (b *inbox) holding() []queue.Delivery {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ds := make([]queue.Delivery, 0, len(b.held))
+	for p := range b.held {
+		ds = append(ds, p.Delivery)
+	}
+	return ds
+}
+
+// heartbeats extends everything held, at a third of the visibility timeout. A message that
+// is lost all the same is with somebody else by now; claims and facts, not the queue, keep
+// the two apart, so what runs goes on.
+func (l *life) heartbeats(ctx context.Context) {
+	var beats sync.WaitGroup
+	defer beats.Wait()
+	for _, b := range l.inboxes {
+		beats.Go(func() {
+			tick := time.NewTicker(b.Visibility() / 3)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+				ds := b.holding()
+				if len(ds) == 0 {
+					continue
+				}
+				limit, cancel := context.WithTimeout(ctx, b.Visibility()/3)
+				lost, err := b.Extend(limit, ds...)
+				cancel()
+				switch {
+				case ctx.Err() != nil:
+				case err != nil:
+					l.log.Warn("extending failed", "queue", b.name, "messages", len(ds), "error", err)
+				case len(lost) > 0:
+					l.log.Debug("messages no longer held", "queue", b.name, "messages", len(lost))
+				}
+			}
+		})
+	}
+}
+
+// releaseHeld lets go of what is left at the end of a life: bodies that ignore their
+// context still have it, and their claims answer for it.
+func (l *life) releaseHeld(b *inbox) {
+	ds := b.holding()
+	if len(ds) == 0 {
+		return
+	}
+	if err := b.Release(l.record, 0, ds...); err != nil {
+		l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
+	}
+}

@@ -1,0 +1,240 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+)
+
+// A planned is what one planning did.
+type planned struct {
+	packs   int
+	items   int64 // sent
+	skipped int64 // named, and done already
+	open    int64 // named, and open: somebody is at it, or it waits
+}
+
+// planSQL plans a source that is a query, inside the server: it names, subtracts what is
+// done or open, packs, seals the packs into the run, and sends them, in one statement, so
+// that no row travels and a million entities take a second or two.
+//
+// It is a sieve, not a decision: what it lets through is decided on by the worker that
+// receives it. It may let through too much, never too little: it holds back only what has
+// a fact that is not stale, or a claim.
+func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src jobs.Source) (planned, error) {
+	query, params := src.Query()
+	columns, err := describe(ctx, tx, query)
+	if err != nil {
+		return planned{}, err
+	}
+	n := len(params)
+	arg := func(v any) string {
+		params = append(params, v)
+		n++
+		return fmt.Sprintf("$%d", n)
+	}
+	jobType, runID := arg(child.ID), arg(r.id)
+	stale := ""
+	if slices.Contains(columns, "source_version") {
+		stale = ` AND coalesce(l.source_version, 0) >= s.source_version`
+	}
+	statement := `
+WITH named AS (
+    SELECT coalesce(s.entity::text, '') AS entity, l.entity IS NOT NULL AS done,
+           c.entity IS NOT NULL AND NOT (c.trouble = 'retrying' AND c.not_before IS NULL AND c.owner IS NULL AND c.run = ` + runID + `) AS open,
+           CASE WHEN l.entity IS NULL THEN ` + argsOf(columns) + ` END AS args
+    FROM (` + query + `
+    ) s
+    LEFT JOIN oncemore.ledger l ON l.job_type = ` + jobType + ` AND l.entity = s.entity::text COLLATE "C"
+         AND coalesce(l.epoch, 0) >= ` + arg(r.epoch) + `::bigint AND coalesce(l.version, 0) >= ` + arg(child.Type.Version) + `::int` + stale + `
+    LEFT JOIN oncemore.claim c ON c.job_type = ` + jobType + ` AND c.entity = s.entity::text COLLATE "C"
+), numbered AS (
+    SELECT entity, args, done, open,
+           CASE WHEN done OR open THEN -1
+                ELSE (sum(CASE WHEN done OR open THEN 0 ELSE 1 END) OVER (ROWS UNBOUNDED PRECEDING) - 1) / ` + arg(child.PackSize) + `::int END AS pack
+    FROM named
+), packs AS MATERIALIZED (
+    SELECT ` + arg(r.packs) + `::int + pack AS pack, pack >= 0 AS todo, count(*) AS n, count(*) FILTER (WHERE done) AS done,
+           array_agg(entity) FILTER (WHERE pack >= 0) AS entities, array_agg(args) FILTER (WHERE pack >= 0) AS args
+    FROM numbered GROUP BY pack
+), sealed AS (
+    INSERT INTO oncemore.run_pack (run, pack, entities) SELECT ` + runID + `::bigint, pack, entities FROM packs WHERE todo
+), sent AS (
+    INSERT INTO oncemore.message (queue, type, priority, run, epoch, pack, entities, args)
+    SELECT ` + arg(l.carrier(child).Name()) + `, ` + arg(child.name) + `, ` + arg(child.Priority) + `::int, ` + runID + `::bigint, nullif(` + arg(r.epoch) + `::bigint, 0), pack, entities, args
+    FROM packs WHERE todo ORDER BY pack
+)
+SELECT count(*) FILTER (WHERE todo), coalesce(sum(n) FILTER (WHERE todo), 0)::bigint,
+       coalesce(sum(done) FILTER (WHERE NOT todo), 0)::bigint, coalesce(sum(n - done) FILTER (WHERE NOT todo), 0)::bigint
+FROM packs`
+	if _, err := tx.Exec(ctx, `SELECT set_config('work_mem', '128MB', true), set_config('jit', 'off', true)`); err != nil {
+		return planned{}, err
+	}
+	var p planned
+	if err := tx.QueryRow(ctx, statement, params...).Scan(&p.packs, &p.items, &p.skipped, &p.open); err != nil {
+		return planned{}, err
+	}
+	return p, nil
+}
+
+// argsOf builds the arguments of a row: a JSON object of all columns but the entity.
+func argsOf(columns []string) string {
+	var fields []string
+	for _, c := range columns {
+		if c != "entity" {
+			fields = append(fields, "s."+pgx.Identifier{c}.Sanitize())
+		}
+	}
+	if len(fields) == 0 {
+		return `'{}'`
+	}
+	return `row_to_json((SELECT x FROM (SELECT ` + strings.Join(fields, ", ") + `) x))::text`
+}
+
+// describe returns the columns of a query, and refuses one that cannot be a source.
+func describe(ctx context.Context, tx pgx.Tx, query string) ([]string, error) {
+	d, err := tx.Conn().PgConn().Prepare(ctx, "", query, nil)
+	if err != nil {
+		return nil, err
+	}
+	columns := make([]string, len(d.Fields))
+	for i, f := range d.Fields {
+		columns[i] = f.Name
+	}
+	if !slices.Contains(columns, "entity") {
+		return nil, fmt.Errorf("the query has no column entity, but %s: name what Entity() returns 'entity', as text", strings.Join(columns, ", "))
+	}
+	return columns, nil
+}
+
+// checkSources refuses sources whose columns do not decode as their arguments.
+func (w *Worker) checkSources(ctx context.Context, k *kind) error {
+	src := k.Erased.Source
+	if query, _ := src.Query(); query == "" {
+		return nil
+	}
+	return pgx.BeginTxFunc(ctx, w.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		query, params := src.Query()
+		columns, err := describe(ctx, tx, query)
+		if err != nil {
+			return fmt.Errorf("the source of job %s cannot be used: %w", k.name, err)
+		}
+		var entity, args string
+		err = tx.QueryRow(ctx, `SELECT coalesce(s.entity::text, ''), `+argsOf(columns)+` FROM (`+query+`
+) s LIMIT 1`, params...).Scan(&entity, &args)
+		if errors.Is(err, pgx.ErrNoRows) {
+			// No row to try: the names at least must be known.
+			fields := map[string]any{}
+			for _, c := range columns {
+				if c != "entity" {
+					fields[c] = nil
+				}
+			}
+			raw, _ := json.Marshal(fields)
+			if err := k.Erased.Knows(raw); err != nil {
+				return fmt.Errorf("the source of job %s has a column that its arguments do not know: %w", k.name, err)
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("the source of job %s cannot be used: %w", k.name, err)
+		}
+		if err := k.Erased.Knows([]byte(args)); err != nil {
+			return fmt.Errorf("the source of job %s has columns that its arguments do not know: %w", k.name, err)
+		}
+		if _, err := k.Erased.Decode(entity, []byte(args)); err != nil {
+			return fmt.Errorf("the source of job %s names %q with %s, which does not decode: %w", k.name, entity, args, err)
+		}
+		return nil
+	})
+}
+
+// seqChunk is how many entities of a source in Go are planned in one transaction.
+const seqChunk = 10_000
+
+// A chunk is a part of what a source in Go names, read before the transaction that plans
+// it begins: the source may itself need a connection.
+type chunk struct {
+	items []queue.Item
+	wants []ledger.Want
+	after string // the last entity read
+	end   bool   // the source has no more
+}
+
+func readChunk(ctx context.Context, src jobs.Source, child *kind, after string) (chunk, error) {
+	c := chunk{after: after, end: true}
+	for a, err := range src.Each(ctx, after) {
+		if err != nil {
+			return c, fmt.Errorf("source: %w", err)
+		}
+		it, err := jobs.NewItem(a)
+		if err != nil {
+			return c, err
+		}
+		in, err := child.Erased.Decode(it.Entity, it.Args)
+		if err != nil {
+			return c, fmt.Errorf("source: %w", err)
+		}
+		c.items = append(c.items, it)
+		c.wants = append(c.wants, ledger.Want{Entity: it.Entity, Fingerprint: in.Fingerprint, SourceVersion: in.SourceVersion})
+		c.after = it.Entity
+		if len(c.items) == seqChunk {
+			c.end = false
+			break
+		}
+	}
+	return c, nil
+}
+
+// planChunk plans one chunk in the transaction of the visit.
+func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c chunk) (planned, error) {
+	var p planned
+	for i := range c.wants {
+		c.wants[i].Epoch = r.epoch
+	}
+	standings, err := l.ledger.LookIn(ctx, tx, &child.Type, c.wants)
+	if err != nil {
+		return p, err
+	}
+	var todo []queue.Item
+	for i, st := range standings {
+		revived := st.Open != nil && st.Open.Run == r.id && st.Open.Trouble == ledger.Retrying && st.Open.NotBefore.IsZero()
+		switch {
+		case st.Reason == ledger.Done || st.Reason == ledger.Conflict && st.Fact != nil:
+			p.skipped++
+		case st.Open != nil && !revived:
+			p.open++
+		default:
+			todo = append(todo, c.items[i])
+		}
+	}
+	var packs [][]string
+	var ms []queue.Message
+	for items := range slices.Chunk(todo, child.PackSize) {
+		entities := make([]string, len(items))
+		for i, it := range items {
+			entities[i] = it.Entity
+		}
+		ms = append(ms, queue.Message{Type: child.name, Items: items, Run: r.id, Pack: r.packs + len(packs), Epoch: r.epoch, Priority: child.Priority})
+		packs = append(packs, entities)
+	}
+	if len(packs) == 0 {
+		return p, nil
+	}
+	b := &pgx.Batch{}
+	for i, entities := range packs {
+		b.Queue(`INSERT INTO oncemore.run_pack (run, pack, entities) VALUES ($1, $2, $3)`, r.id, r.packs+i, entities)
+	}
+	l.carrier(child).SendBatch(b, ms...)
+	p.packs, p.items = len(packs), int64(len(todo))
+	return p, tx.SendBatch(ctx, b).Close()
+}

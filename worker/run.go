@@ -1,0 +1,332 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+)
+
+// A run is one sealed batch: what one call of a fan-out asked for.
+//
+// The message of the fan-out carries it. Each delivery is a visit: the first plans what
+// is missing and sends it in packs; the later ones look how far it is, and come back with
+// growing waits until nothing of the plan is missing or open. Then the source is asked
+// once more, for what came late. A visit is one transaction, under the fence of the
+// parent's claim: what it plans, sends and records is committed with its own return
+// message, or not at all. A crash costs one visit.
+//
+// That a run is complete is never counted up but derived: every entity of its sealed packs
+// has a fact. The counters in its row are for the eye.
+type run struct {
+	id       int64
+	epoch    int64
+	planned  bool
+	cursor   string
+	items    int64
+	packs    int
+	verified int // packs below this number are all facts
+	skipped  int64
+	resent   int
+	age      time.Duration
+	open, failed, inDoubt,
+	notReady int64
+	ended, complete bool
+}
+
+// maxResends is how often in a row the missing of a run are sent again without progress
+// before it ends without them, as not ready.
+const maxResends = 3
+
+// fanOut makes one visit.
+func (l *life) fanOut(it *item) {
+	ctx := l.begin(it)
+	defer ctx.end()
+	var src jobs.Source
+	err := guard(it, func() error { src = it.kind.Erased.FanOut(it.args); return nil })
+	if err != nil {
+		l.judge(it, err)
+		return
+	}
+	child := l.kinds[src.JobType()]
+	if src.IsZero() || child == nil {
+		l.judge(it, jobs.Permanent(fmt.Errorf("fan-out of %s returned a source of %q, which this worker's set does not have", it.kind.name, src.JobType())))
+		return
+	}
+	r, err := l.visit(ctx, it, child, src)
+	switch {
+	case errors.Is(err, errNotOurs):
+		l.outrun(it)
+	case err != nil:
+		l.judge(it, fmt.Errorf("visit the run of %s %q: %w", it.kind.name, it.Entity, err))
+	default:
+		it.end.note = r.story(it)
+		l.endItem(it)
+	}
+}
+
+// carrier is the Postgres queue that work of kind k travels through.
+func (l *life) carrier(k *kind) *pgqueue.Queue {
+	if pg, ok := l.queues[k.Queue].(*pgqueue.Queue); ok {
+		return pg
+	}
+	return l.pg
+}
+
+// visit looks after the run of it once.
+func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source) (*run, error) {
+	var read chunk
+	if src.Each(ctx, "") != nil {
+		after, err := l.cursor(ctx, it)
+		if err == nil {
+			read, err = readChunk(ctx, src, child, after)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	var r *run
+	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) (err error) {
+		// Locked by its fence, the claim cannot be taken over while we write.
+		var held int
+		err = tx.QueryRow(ctx, lockClaimSQL, it.kind.ID, it.Entity, it.claim.Fence).Scan(&held)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errNotOurs
+		} else if err != nil {
+			return err
+		}
+		if r, err = l.openRun(ctx, tx, it, child); err != nil {
+			return err
+		}
+		plan := func() (planned, error) {
+			if read.items != nil || read.end {
+				return l.planChunk(ctx, tx, r, child, read)
+			}
+			return l.planSQL(ctx, tx, r, child, src)
+		}
+		if !r.planned {
+			err = l.planFirst(ctx, tx, r, child, read, plan)
+		} else {
+			err = l.follow(ctx, tx, r, child, plan)
+		}
+		if err != nil {
+			return err
+		}
+		return l.closeVisit(ctx, tx, it, r)
+	})
+	return r, err
+}
+
+const lockClaimSQL = `SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
+
+// openRun finds the run that goes on for this parent, or begins one: calling it again
+// while it goes on joins it.
+func (l *life) openRun(ctx context.Context, tx pgx.Tx, it *item, child *kind) (*run, error) {
+	r := &run{}
+	err := tx.QueryRow(ctx, openRunSQL, it.kind.ID, it.Entity, child.ID, it.claim.Epoch).
+		Scan(&r.id, &r.epoch, &r.planned, &r.cursor, &r.items, &r.packs, &r.verified, &r.skipped, &r.resent, &r.age)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+const openRunSQL = `
+INSERT INTO oncemore.run AS r (parent_type, parent_entity, job_type, epoch, visits) VALUES ($1, $2, $3, $4, 1)
+ON CONFLICT (parent_type, parent_entity) WHERE ended_at IS NULL DO UPDATE SET visits = r.visits + 1
+RETURNING r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, clock_timestamp() - r.started_at`
+
+// cursor is where the planning of a source in Go goes on.
+func (l *life) cursor(ctx context.Context, it *item) (after string, err error) {
+	err = l.pool.QueryRow(ctx, `SELECT cursor FROM oncemore.run WHERE parent_type = $1 AND parent_entity = $2 AND ended_at IS NULL`, it.kind.ID, it.Entity).Scan(&after)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return after, err
+}
+
+// planFirst seals the plan: whole for a query, a chunk at a time for a source in Go.
+// Calling again is also how failed entities are asked for again: they are revived first.
+func (l *life) planFirst(ctx context.Context, tx pgx.Tx, r *run, child *kind, read chunk, plan func() (planned, error)) error {
+	if r.cursor == "" {
+		if err := l.revive(ctx, tx, r, child); err != nil {
+			return err
+		}
+	}
+	p, err := plan()
+	if err != nil {
+		return err
+	}
+	r.add(p)
+	r.skipped += p.skipped
+	r.open = p.items + p.open
+	r.planned = true
+	if read.items != nil && !read.end {
+		r.planned, r.cursor = false, read.after
+	}
+	return nil
+}
+
+func (r *run) add(p planned) {
+	r.items += p.items
+	r.packs += p.packs
+}
+
+// revive makes failed entities of the child type due again, for this run: whoever calls a
+// fan-out again asks for what is not done. Only those that its source names are sent;
+// the others stay due, and any later call or retry finds them. What is in doubt stays so.
+func (l *life) revive(ctx context.Context, tx pgx.Tx, r *run, child *kind) error {
+	_, err := tx.Exec(ctx, reviveSQL, child.ID, r.id)
+	return err
+}
+
+const reviveSQL = `
+UPDATE oncemore.claim SET trouble = 'retrying', not_before = NULL, attempts = 0, run = $2, fence = nextval('oncemore.fence')
+WHERE job_type = $1 AND trouble = 'failed' AND owner IS NULL`
+
+// follow looks how far the plan is, and ends the run when nothing is left to wait for.
+func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan func() (planned, error)) error {
+	// Messages first, facts later: what was acknowledged before we asked for messages is
+	// then visible as facts and claims, because both were committed together.
+	var waiting bool
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.message WHERE run = $1 AND type = $2)`, r.id, child.name).Scan(&waiting); err != nil {
+		return err
+	}
+	missing, going, err := l.verify(ctx, tx, r, child)
+	if err != nil || waiting || going > 0 {
+		return err
+	}
+	if missing > 0 && r.resent >= maxResends {
+		r.ended, r.notReady = true, missing
+		return nil
+	}
+	p, err := plan()
+	if err != nil {
+		return err
+	}
+	late := p.items - missing // what the plan does not have yet
+	r.packs += p.packs
+	r.items += max(0, late)
+	r.open += p.items
+	switch {
+	case p.items == 0:
+		r.ended, r.notReady = true, missing
+		r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0
+	case missing > 0:
+		r.resent++
+	default:
+		r.resent = 0
+	}
+	return nil
+}
+
+// verify walks over the sealed packs from the first that is not all facts, and counts. It
+// stops at the first stretch where work still goes on.
+func (l *life) verify(ctx context.Context, tx pgx.Tx, r *run, child *kind) (missing, going int64, err error) {
+	r.open, r.failed, r.inDoubt = 0, 0, 0
+	gapless := true
+	for from := r.verified; from < r.packs && going == 0; from += verifyPacks {
+		rows, err := tx.Query(ctx, verifySQL, r.id, from, from+verifyPacks, child.ID, r.epoch)
+		if err != nil {
+			return 0, 0, err
+		}
+		var pack int
+		var m, g, f, d int64
+		_, err = pgx.ForEachRow(rows, []any{&pack, &m, &g, &f, &d}, func() error {
+			if gapless = gapless && m+g+f+d == 0; gapless {
+				r.verified = pack + 1
+			}
+			missing, going = missing+m, going+g
+			r.failed, r.inDoubt = r.failed+f, r.inDoubt+d
+			return nil
+		})
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	r.open = missing + going + r.failed + r.inDoubt
+	return missing, going, nil
+}
+
+const verifyPacks = 200
+
+const verifySQL = `
+SELECT p.pack,
+       count(*) FILTER (WHERE l.entity IS NULL AND c.entity IS NULL),
+       count(*) FILTER (WHERE l.entity IS NULL AND c.entity IS NOT NULL AND coalesce(c.trouble, '') NOT IN ('failed', 'in_doubt')),
+       count(*) FILTER (WHERE l.entity IS NULL AND c.trouble = 'failed'),
+       count(*) FILTER (WHERE l.entity IS NULL AND c.trouble = 'in_doubt')
+FROM oncemore.run_pack p
+CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
+LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l
+                   WHERE l.job_type = $4 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $5 OFFSET 0) l ON true
+LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c
+                   WHERE c.job_type = $4 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
+WHERE p.run = $1 AND p.pack >= $2 AND p.pack < $3
+GROUP BY p.pack ORDER BY p.pack`
+
+// closeVisit records the run and the end of the visit: the claim goes when the run has
+// ended, else it waits with a message that brings the next visit.
+func (l *life) closeVisit(ctx context.Context, tx pgx.Tx, it *item, r *run) error {
+	o := it.outcome(ledger.Ended)
+	var back []queue.Message
+	if !r.ended {
+		// A visit is no attempt: only those that fail count.
+		o.State, o.Attempts, o.Absent, o.Delay = ledger.ToRetry, 0, true, r.pause()
+		back = append(back, *it.retry(o.Delay))
+	}
+	outs := []*ledger.Outcome{&o}
+	b := &pgx.Batch{}
+	b.Queue(saveRunSQL, r.id, r.planned, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.open, r.failed, r.inDoubt, r.notReady, r.ended, r.complete)
+	ledger.Settle(b, &it.kind.Type, l.lease.ID, outs)
+	l.pg.SendBatch(b, back...)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	if o.Refused {
+		return errNotOurs
+	}
+	return nil
+}
+
+const saveRunSQL = `
+UPDATE oncemore.run
+SET planned_at = CASE WHEN $2 THEN coalesce(planned_at, clock_timestamp()) END, cursor = $3, items = $4, packs = $5, verified = $6,
+    skipped = $7, resent = $8, open = $9, failed = $10, in_doubt = $11, not_ready = $12,
+    ended_at = CASE WHEN $13 THEN clock_timestamp() END, complete = $14
+WHERE id = $1`
+
+// pause is how long until the next visit: a quarter of the run's age, within bounds. While
+// the plan is not whole there is no pause.
+func (r *run) pause() time.Duration {
+	if !r.planned {
+		return 0
+	}
+	return min(max(r.age/4, 500*time.Millisecond), 30*time.Second)
+}
+
+// retry is the message that carries the next attempt on it.
+func (it *item) retry(d time.Duration) *queue.Message {
+	m := it.later(0)
+	m.Delay, m.Deferred = d, 0
+	return m
+}
+
+func (r *run) story(it *item) string {
+	switch {
+	case r.complete:
+		return fmt.Sprintf("run %d of %s %s is complete: %d done, %d skipped as done before", r.id, it.kind.name, it.Entity, r.items, r.skipped)
+	case r.ended:
+		return fmt.Sprintf("run %d of %s %s has ended: of %d %d failed, %d in doubt, %d not ready", r.id, it.kind.name, it.Entity, r.items, r.failed, r.inDoubt, r.notReady)
+	case r.verified == 0 && r.age < time.Second:
+		return fmt.Sprintf("run %d of %s %s is planned: %d to do, %d skipped as done", r.id, it.kind.name, it.Entity, r.items, r.skipped)
+	}
+	return fmt.Sprintf("run %d of %s %s goes on: at least %d of %d open", r.id, it.kind.name, it.Entity, r.open, r.items)
+}

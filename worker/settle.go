@@ -1,0 +1,278 @@
+package worker
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+)
+
+// settle records how items ended, in one transaction: their outcomes, the messages that
+// carry retries, the input that is kept aside, and the acknowledgement of every message
+// whose last item this is, where the queue is in this database.
+//
+// It tries until it has succeeded or the worker gives up its life. When the answer to a
+// commit is lost it tries again: every statement compares fences or keys, and the ledger
+// recognizes its own facts.
+func (l *life) settle(k *kind, items []*item) {
+	outs := make([]*ledger.Outcome, 0, len(items))
+	var sends []queue.Message
+	var parked []*item
+	var sweep []*ledger.Open
+	for _, it := range items {
+		e := &it.end
+		if e.outcome.State != "" {
+			if e.err != nil {
+				e.outcome.Error, e.outcome.Class = e.err.Error(), errorClass(e.err)
+			}
+			outs = append(outs, &e.outcome)
+		}
+		if e.send != nil {
+			sends = append(sends, *e.send)
+		}
+		if e.park != "" {
+			parked = append(parked, it)
+		}
+		if e.reason == ledger.Done && it.standing.Sweep {
+			sweep = append(sweep, it.standing.Open)
+		}
+	}
+	acks := finished(items)
+	if len(outs)+len(sends)+len(parked)+len(acks) > 0 {
+		err := l.persist(k, len(items), func(b *pgx.Batch) {
+			ledger.Settle(b, &k.Type, l.lease.ID, outs)
+			l.pg.SendBatch(b, sends...)
+			queueParked(b, parked)
+			for pg, ds := range acks {
+				pg.AckBatch(b, ds...)
+			}
+		}, outs)
+		if err != nil {
+			// As if the process had died here: the claims will be found with a dead owner, the
+			// messages come again. Nothing is lost, and nothing is acknowledged.
+			l.log.Error("outcomes not recorded: their messages come again", "type", k.name, "items", len(items), "error", err)
+			for _, it := range items {
+				it.keep.Store(true)
+			}
+		}
+	}
+	if err := l.ledger.RecordDisputes(l.record, &k.Type, l.lease.ID, outs); err != nil {
+		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
+	}
+	if len(sweep) > 0 {
+		if err := l.ledger.Sweep(l.record, &k.Type, sweep); err != nil {
+			l.log.Warn("claims of done work stay for now", "type", k.name, "error", err)
+		}
+	}
+	l.tell(items)
+	l.leave(items, acks)
+}
+
+// persist runs a settlement until it is committed.
+func (l *life) persist(k *kind, n int, settle func(*pgx.Batch), outs []*ledger.Outcome) error {
+	wait := 50 * time.Millisecond
+	for {
+		ctx, cancel := context.WithTimeout(l.record, 30*time.Second)
+		err := l.ledger.RunBatch(ctx, func(b *pgx.Batch) {
+			for _, o := range outs {
+				o.Refused = false
+			}
+			settle(b)
+		})
+		cancel()
+		if err == nil {
+			return nil
+		}
+		// Our lease is over, so others may act; or the shutdown has waited long enough.
+		if l.record.Err() != nil || l.lease.Context().Err() != nil {
+			return err
+		}
+		l.log.Warn("settling failed, trying again", "type", k.name, "items", n, "in", wait, "error", err)
+		for _, o := range outs {
+			o.Again = true
+		}
+		select {
+		case <-l.record.Done():
+			return err
+		case <-l.lease.Context().Done():
+			return err
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 2*time.Second)
+	}
+}
+
+// finished returns the deliveries that these items are the rest of, where the queue can
+// acknowledge in the same transaction.
+func finished(items []*item) map[*pgqueue.Queue][]queue.Delivery {
+	in := map[*parcel]int32{}
+	for _, it := range items {
+		if it.end.keep {
+			it.keep.Store(true)
+		}
+		in[it.parcel]++
+	}
+	var acks map[*pgqueue.Queue][]queue.Delivery
+	for p, n := range in {
+		if p.inbox.pg != nil && p.left.Load() == n && !p.keep.Load() {
+			if acks == nil {
+				acks = map[*pgqueue.Queue][]queue.Delivery{}
+			}
+			acks[p.inbox.pg] = append(acks[p.inbox.pg], p.Delivery)
+		}
+	}
+	return acks
+}
+
+// leave counts the items off their parcels, and sees to those that are complete and were
+// not acknowledged with them.
+func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
+	gone := map[string]bool{}
+	for _, ds := range acked {
+		for _, d := range ds {
+			gone[d.Receipt] = true
+		}
+	}
+	for _, it := range items {
+		p := it.parcel
+		if p.left.Add(-1) > 0 {
+			continue
+		}
+		if p.inbox.pg != nil && gone[p.Receipt] && !p.keep.Load() {
+			p.inbox.drop(p)
+			continue
+		}
+		l.acks.add(p)
+	}
+	if len(items) > 0 {
+		for _, b := range l.inboxes {
+			b.freed()
+		}
+	}
+}
+
+// ackAll acknowledges, or releases, parcels that are complete. A crash before it costs one
+// redelivery, which ends at "done".
+func (l *life) ackAll(ps []*parcel) {
+	acks, releases := map[*inbox][]queue.Delivery{}, map[*inbox][]queue.Delivery{}
+	for _, p := range ps {
+		if p.keep.Load() {
+			releases[p.inbox] = append(releases[p.inbox], p.Delivery)
+		} else {
+			acks[p.inbox] = append(acks[p.inbox], p.Delivery)
+		}
+	}
+	ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
+	defer cancel()
+	for b, ds := range acks {
+		if err := b.Ack(ctx, ds...); err != nil {
+			l.log.Warn("acknowledging failed: the messages come again, to be skipped", "queue", b.name, "messages", len(ds), "error", err)
+		}
+	}
+	for b, ds := range releases {
+		after := time.Duration(0)
+		if l.jobs.Err() == nil {
+			after = time.Second // it was an error that kept them: not at once
+		}
+		if err := b.Release(ctx, after, ds...); err != nil {
+			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
+		}
+	}
+	for _, p := range ps {
+		p.inbox.drop(p)
+	}
+}
+
+// tell logs one line per item that ran, and one for all that did not.
+func (l *life) tell(items []*item) {
+	ctx := l.record
+	skipped := map[ledger.Reason]int{}
+	for _, it := range items {
+		e := &it.end
+		if e.reason != "" && e.park == "" {
+			skipped[e.reason]++
+			continue
+		}
+		if e.keep {
+			continue
+		}
+		level, what := slog.LevelInfo, string(e.outcome.State)
+		switch {
+		case e.park != "":
+			level, what = slog.LevelError, "parked"
+		case e.outcome.Refused:
+			level, what = slog.LevelWarn, "refused"
+		case e.outcome.State == ledger.ToRetry:
+			level = slog.LevelWarn
+		case e.outcome.State == ledger.GaveUp, e.outcome.State == ledger.Unclear:
+			level = slog.LevelError
+		case e.outcome.State == "" || e.outcome.State == ledger.Completed:
+			what = "done"
+		}
+		if !l.log.Enabled(ctx, level) {
+			continue
+		}
+		msg := it.kind.name + " " + what
+		if e.note != "" {
+			msg = e.note
+		}
+		attrs := []slog.Attr{slog.String("type", it.kind.name), slog.String("entity", it.Entity), slog.String("outcome", what)}
+		if n := e.outcome.Attempts; n > 1 {
+			attrs = append(attrs, slog.Int("attempt", n))
+		}
+		if it.Run != 0 {
+			attrs = append(attrs, slog.Int64("run", it.Run))
+		}
+		if !it.began.IsZero() {
+			attrs = append(attrs, slog.Duration("took", time.Since(it.began).Round(time.Microsecond)))
+		}
+		if e.outcome.State == ledger.ToRetry {
+			attrs = append(attrs, slog.Duration("again_in", e.outcome.Delay.Round(time.Millisecond)))
+		}
+		if e.err != nil {
+			attrs = append(attrs, slog.String("error", firstLine(e.err.Error())))
+		}
+		l.log.LogAttrs(ctx, level, msg, attrs...)
+	}
+	for reason, n := range skipped {
+		l.log.LogAttrs(ctx, slog.LevelDebug, "skipped", slog.String("type", items[0].kind.name), slog.String("reason", string(reason)), slog.Int("items", n))
+	}
+}
+
+func firstLine(s string) string {
+	for i, r := range s {
+		if r == '\n' || i > 300 {
+			return s[:i] + " …"
+		}
+	}
+	return s
+}
+
+// queueParked keeps input aside that cannot be worked. The same content is one row,
+// however often it comes.
+func queueParked(b *pgx.Batch, items []*item) {
+	for _, it := range items {
+		park(b, it.end.park, it.kind.name, it.Entity, it.raw, it.end.err)
+	}
+}
+
+func park(b *pgx.Batch, reason, jobType, entity, body string, err error) {
+	digest := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s", reason, jobType, entity, body))
+	text := "unknown"
+	if err != nil {
+		text = err.Error()
+	}
+	b.Queue(parkSQL, reason, ledger.Sanitize(jobType, queue.MaxEntity), ledger.Sanitize(entity, queue.MaxEntity),
+		ledger.Sanitize(body, queue.MaxArgs), ledger.Sanitize(text, 2000), digest[:])
+}
+
+const parkSQL = `
+INSERT INTO oncemore.parked AS p (reason, type, entity, body, error, digest) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (digest) DO UPDATE SET last_at = now(), times = p.times + 1`

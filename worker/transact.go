@@ -1,0 +1,165 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+)
+
+// holdPatience is how long to wait for another transaction that is recording the same
+// entity. Past it the work is theirs: ongoing.
+const holdPatience = 2 * time.Second
+
+// errNotOurs ends a transaction whose work turned out to be done, or in other hands.
+var errNotOurs = errors.New("the work is in other hands")
+
+// doTx runs a DoTx body: fact first, then the effect, then one commit for both. A crash
+// anywhere before the commit leaves neither; a commit whose answer was lost is found out
+// by looking for the fact.
+func (l *life) doTx(it *item) {
+	err := l.transact([]*item{it}, func(ctx context.Context, tx pgx.Tx, its []*item) error {
+		return it.kind.Erased.DoTx(ctx, tx, it.args)
+	})
+	l.endTx(it, err)
+}
+
+// workMany brings the items of one DoMany task to their end.
+func (l *life) workMany(task []*item) {
+	ready := make([]*item, 0, len(task))
+	for _, it := range task {
+		if l.mayStart(it) && l.ask(it) && l.claimOne(it) {
+			ready = append(ready, it)
+		}
+	}
+	l.many(ready)
+}
+
+// many does its items in one transaction, or halves them where that fails.
+func (l *life) many(its []*item) {
+	if len(its) == 0 {
+		return
+	}
+	err := l.transact(its, func(ctx context.Context, tx pgx.Tx, mine []*item) error {
+		args := make([]jobs.Args, len(mine))
+		for i, it := range mine {
+			args[i] = it.args
+		}
+		return its[0].kind.Erased.DoMany(ctx, tx, args)
+	})
+	if err == nil || len(its) == 1 || l.jobs.Err() != nil {
+		for _, it := range its {
+			l.endTx(it, err)
+		}
+		return
+	}
+	half := len(its) / 2
+	l.many(its[:half])
+	l.many(its[half:])
+}
+
+// endTx ends an item whose transaction returned err.
+func (l *life) endTx(it *item, err error) {
+	switch {
+	case err == nil && it.end.reason == "":
+		// The fact is committed: what is left is the acknowledgement.
+		l.endItem(it)
+	case err == nil, errors.Is(err, errNotOurs), errors.Is(err, ledger.ErrBusy):
+		it.end.reason = ""
+		l.outrun(it)
+	default:
+		l.judge(it, err)
+	}
+}
+
+// transact holds the facts of its, runs body for those that are ours, and commits. Items
+// that are not ours have a reason set when it returns nil.
+func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, mine []*item) error) error {
+	first := its[0]
+	ctx := l.begin(first)
+	defer ctx.end()
+	tx, err := l.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		return notTried{fmt.Errorf("begin: %w", err)}
+	}
+	// A frozen process must not hold its locks for ever: the server ends a transaction that
+	// idles longer than a body may take.
+	limit := strconv.FormatInt((first.kind.Erased.Timeout + stuckGrace).Milliseconds(), 10)
+	undo := func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }
+	if _, err := tx.Exec(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
+		undo()
+		return notTried{fmt.Errorf("begin: %w", err)}
+	}
+	outs := make([]*ledger.Outcome, len(its))
+	for i, it := range its {
+		o := it.outcome(ledger.Completed)
+		o.Evidence = ledger.SameTx
+		outs[i] = &o
+	}
+	held, err := ledger.Hold(ctx, tx, &first.kind.Type, holdPatience, outs)
+	if err != nil {
+		undo()
+		return err
+	}
+	mine := make([]*item, 0, len(its))
+	for i, it := range its {
+		it.end = ending{}
+		if held[i] {
+			mine = append(mine, it)
+		} else {
+			it.end.reason = ledger.Ongoing
+		}
+	}
+	if len(mine) == 0 {
+		undo()
+		return errNotOurs
+	}
+	if err = guard(first, func() error { return body(ctx, guardedTx{tx}, mine) }); err != nil {
+		undo()
+		return err
+	}
+	first.end.note = ctx.attempt.Noted()
+	// From here on the body's timeout no longer counts: it has succeeded.
+	commit, cancel := context.WithTimeout(l.record, 10*time.Second)
+	defer cancel()
+	if err = tx.Commit(commit); err == nil {
+		return nil
+	}
+	return l.committed(mine, err)
+}
+
+// committed answers a commit that returned an error: the facts tell whether it happened.
+// Where they do not, it was rolled back, or it still hangs in the server; then the next
+// attempt waits for it at the same fact.
+func (l *life) committed(its []*item, cause error) error {
+	wants := make([]ledger.Want, len(its))
+	for i, it := range its {
+		wants[i] = it.want
+	}
+	ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
+	defer cancel()
+	standings, err := l.ledger.Look(ctx, &its[0].kind.Type, wants)
+	if err != nil {
+		return fmt.Errorf("commit: %w; and the ledger does not say whether it happened: %w", cause, err)
+	}
+	for _, st := range standings {
+		if st.Reason != ledger.Done {
+			return fmt.Errorf("commit: %w", cause)
+		}
+	}
+	return nil
+}
+
+// A guardedTx is a transaction lent to a body: whoever hands it out commits it.
+type guardedTx struct{ pgx.Tx }
+
+var errLent = errors.New("the transaction belongs to the worker, which commits it together with the fact: return an error to have it rolled back")
+
+func (guardedTx) Commit(context.Context) error   { return errLent }
+func (guardedTx) Rollback(context.Context) error { return errLent }

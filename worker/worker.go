@@ -1,0 +1,289 @@
+// Package worker gives jobs time: it receives messages, asks the ledger what is to be
+// done, does it, and records what came of it.
+//
+// Read deliver.go first. It follows one delivery from the queue to its acknowledgement,
+// and says at each step what a crash costs there. The other files each hold one part of
+// that way: inbox.go receives and keeps what is held, slots.go starts work as slots free,
+// group.go lets statements take whatever waits, attempt.go runs one body, transact.go
+// those inside a transaction, settle.go records, run.go and plan.go are fan-outs, and
+// doubt.go asks again about what is in doubt.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+)
+
+// Config is how a worker works. The zero Config is a good beginning.
+type Config struct {
+	// Queues are read side by side, by the names that jobs' policies use. The default
+	// queue "" is one in the pool's database unless it is given. Retries, delays and sends
+	// inside transactions travel through the database, so its queue "" is always read.
+	Queues map[string]queue.Queue
+
+	Slots int           // bodies that run at once, items and not messages; 0: 16
+	Lease time.Duration // after which others take over from a dead worker; 0: [ledger.DefaultLease]
+	Grace time.Duration // for running bodies at shutdown, before their contexts end; 0: 10 s
+	Name  string        // in lists of workers; "": host name and process id
+	Log   *slog.Logger  // nil: slog.Default()
+
+	// Recheck is how often the done-checks are asked about what is in doubt; 0: 30 s.
+	Recheck time.Duration
+}
+
+// A Worker works the jobs of a set. Several may run in one process, and any number in any
+// number of processes.
+type Worker struct {
+	pool   *pgxpool.Pool
+	set    *jobs.Set
+	config Config
+	log    *slog.Logger
+	ledger *ledger.Ledger
+	pg     *pgqueue.Queue // the database's queue "": what carries retries
+	queues map[string]queue.Queue
+	kinds  map[string]*kind // by type and alias
+
+	running atomic.Bool
+	current atomic.Pointer[life]
+}
+
+// New checks the set against the database: the schema is there, and the sources' columns
+// decode as their arguments. It starts nothing.
+func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Worker, error) {
+	if c.Slots == 0 {
+		c.Slots = 16
+	}
+	if c.Grace == 0 {
+		c.Grace = 10 * time.Second
+	}
+	if c.Recheck == 0 {
+		c.Recheck = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Name == "" {
+		host, _ := os.Hostname()
+		c.Name = fmt.Sprintf("%s/%d", host, os.Getpid())
+	}
+	if c.Slots < 0 || c.Lease < 0 || c.Grace < 0 || c.Recheck < 0 {
+		return nil, errors.New("worker: Slots, Lease, Grace and Recheck must not be negative")
+	}
+	w := &Worker{pool: pool, set: set, config: c, log: c.Log, ledger: ledger.New(pool),
+		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}}
+	for name, q := range c.Queues {
+		w.queues[name] = q
+	}
+	if pg, ok := w.queues[""].(*pgqueue.Queue); ok {
+		w.pg = pg
+	} else {
+		w.pg = pgqueue.New(pool, "")
+	}
+	if w.queues[""] == nil {
+		w.queues[""] = w.pg
+	}
+	if err := w.register(ctx); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	return w, nil
+}
+
+// A kind is a job type as the worker knows it.
+type kind struct {
+	*jobs.Erased
+	ledger.Type
+	name string // of the type; Erased and Type agree on it
+}
+
+// register gives every job type its number and checks what only the database can tell.
+func (w *Worker) register(ctx context.Context) error {
+	var mistakes []error
+	for _, name := range w.set.Types() {
+		e, _ := w.set.Lookup(name)
+		k := &kind{Erased: e, name: name, Type: ledger.Type{Name: name, Effect: e.Effect, Version: e.Policy.Version, Timeout: e.Policy.Timeout, Checked: e.Done != nil}}
+		if w.queues[e.Queue] == nil {
+			mistakes = append(mistakes, fmt.Errorf("job %s is sent to queue %q, which Config.Queues does not name", name, e.Queue))
+			continue
+		}
+		if err := w.checkSources(ctx, k); err != nil {
+			mistakes = append(mistakes, err)
+			continue
+		}
+		query, params := e.Source.Query()
+		if len(params) > 0 {
+			query = "" // nobody else has the parameters
+		}
+		if err := w.ledger.Register(ctx, &k.Type, query, e.Aliases...); err != nil {
+			return err
+		}
+		w.kinds[name] = k
+		for _, alias := range e.Aliases {
+			w.kinds[alias] = k
+		}
+	}
+	return errors.Join(mistakes...)
+}
+
+// ErrStopping is the cause of a body's context when the worker shuts down and its grace
+// is over.
+var ErrStopping = errors.New("the worker is stopping")
+
+// Run works until ctx ends, then stops gracefully: it receives nothing more, gives
+// running bodies Config.Grace, cancels what still runs, records what came of it, and
+// releases what did not start without charging an attempt. It returns when nothing of it
+// runs any more, nil unless it could not stop cleanly.
+//
+// A worker that loses its lease (the database was away, the process was frozen) cancels
+// what it does and begins a new life under a new id, for as long as it takes.
+func (w *Worker) Run(ctx context.Context) error {
+	if !w.running.CompareAndSwap(false, true) {
+		return errors.New("worker: Run is called twice at once")
+	}
+	defer w.running.Store(false)
+	wait := 100 * time.Millisecond
+	for {
+		began := time.Now()
+		err := w.live(ctx)
+		if ctx.Err() != nil {
+			return err
+		}
+		if time.Since(began) > time.Minute {
+			wait = 100 * time.Millisecond
+		}
+		w.log.Warn("worker begins anew", "in", wait, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 5*time.Second)
+	}
+}
+
+// A life is one incarnation of a worker: what happens under one lease.
+type life struct {
+	*Worker
+	lease *ledger.Lease
+	slots *slots
+
+	// jobs is the parent of every body's context. It ends when the lease does, or when the
+	// grace of a shutdown is over.
+	jobs   context.Context
+	cancel context.CancelCauseFunc
+	// record is the context of what must be written down even so. It outlives jobs.
+	record context.Context
+
+	inboxes  []*inbox
+	claims   map[*kind]*group[*claimRequest]
+	settles  map[*kind]*group[*item]
+	acks     *group[*parcel]
+	suspects sync.Mutex // held while work runs that an earlier worker died over: one at a time
+}
+
+// live is one life: it ends with ctx, or with the lease.
+func (w *Worker) live(ctx context.Context) error {
+	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}}
+	// Nothing of a life ends with ctx directly: shutting down has an order of its own.
+	outlive := context.WithoutCancel(ctx)
+	lease, err := w.ledger.Join(outlive, w.config.Name, w.config.Lease, w.log)
+	if err != nil {
+		return err
+	}
+	l.lease = lease
+	l.jobs, l.cancel = context.WithCancelCause(lease.Context())
+	defer l.cancel(nil)
+	var recorded context.CancelFunc
+	l.record, recorded = context.WithCancel(outlive)
+	defer recorded()
+	l.slots = newSlots(w.config.Slots, l.work)
+	for _, k := range w.kinds {
+		if l.claims[k] == nil {
+			l.claims[k] = newGroup(1, maxGroup, func(rs []*claimRequest) { l.claimAll(k, rs) })
+			l.settles[k] = newGroup(2, maxGroup, func(is []*item) { l.settle(k, is) })
+		}
+	}
+	l.acks = newGroup(1, maxGroup, l.ackAll)
+
+	receiving, stopReceiving := context.WithCancel(lease.Context())
+	defer stopReceiving()
+	var loops, helpers sync.WaitGroup
+	for _, b := range l.openInboxes() {
+		loops.Go(func() { l.receive(receiving, b) })
+	}
+	helping, stopHelping := context.WithCancel(lease.Context())
+	defer stopHelping()
+	helpers.Go(func() { l.heartbeats(helping) })
+	helpers.Go(func() { l.watch(helping) })
+	helpers.Go(func() { l.recheck(helping) })
+	w.current.Store(l)
+	defer w.current.Store(nil)
+	w.log.Info("worker started", "worker", lease.ID, "name", w.config.Name, "slots", w.config.Slots, "types", w.set.Types())
+
+	select {
+	case <-ctx.Done():
+	case <-lease.Context().Done():
+	}
+
+	// The order of a shutdown: no new messages; what has not started is given back; what
+	// runs gets its grace, then its context ends; what came of it is recorded; what is
+	// still held is released; and only then others may take our claims.
+	stopReceiving()
+	loops.Wait()
+	l.slots.drain(func(its []*item) { l.giveBack(its, ErrStopping) })
+	grace := w.config.Grace
+	if lease.Context().Err() != nil {
+		grace = 0 // others may act for us: stop at once
+	}
+	if !l.slots.wait(grace) {
+		l.cancel(ErrStopping)
+		if !l.slots.wait(5 * time.Second) {
+			w.log.Error("worker leaves bodies running that ignore their context", "stuck", l.slots.count())
+		}
+	}
+	stopHelping()
+	helpers.Wait()
+	limit := time.AfterFunc(10*time.Second, recorded) // the database may be away
+	defer limit.Stop()
+	for _, g := range l.claims {
+		g.wait()
+	}
+	for _, g := range l.settles {
+		g.wait()
+	}
+	l.acks.wait()
+	for _, b := range l.inboxes {
+		l.releaseHeld(b)
+	}
+	err = lease.Leave(l.record)
+	w.log.Info("worker stopped", "worker", lease.ID)
+	return errors.Join(context.Cause(lease.Context()), err)
+}
+
+// Health is nil while the worker does what it should: it runs, its lease is alive, and no
+// body ignores the end of its context.
+func (w *Worker) Health() error {
+	l := w.current.Load()
+	if l == nil {
+		return errors.New("the worker is not running, or has no lease yet")
+	}
+	if !l.lease.Alive() {
+		return fmt.Errorf("worker %d: %w", l.lease.ID, ledger.ErrLeaseLost)
+	}
+	if stuck := l.slots.stuck(); len(stuck) > 0 {
+		return fmt.Errorf("worker %d: %d bodies ignore the end of their context, first %s", l.lease.ID, len(stuck), stuck[0])
+	}
+	return nil
+}
