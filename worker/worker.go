@@ -267,9 +267,10 @@ func (w *Worker) live(ctx context.Context) error {
 	for _, b := range l.inboxes {
 		l.releaseHeld(b)
 	}
+	lost := context.Cause(lease.Context()) // before Leave ends it
 	err = lease.Leave(l.record)
 	w.log.Info("worker stopped", "worker", lease.ID)
-	return errors.Join(context.Cause(lease.Context()), err)
+	return errors.Join(lost, err)
 }
 
 // Health is nil while the worker does what it should: it runs, its lease is alive, and no

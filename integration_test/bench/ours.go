@@ -1,4 +1,3 @@
-//go:build oncemore
 
 package main
 

@@ -97,13 +97,18 @@ const (
 
 // run sends what fill queues, as one transaction in one round trip. What the
 // statements return is read by the functions given to their QueuedQuery.
-func (q *Queue) run(ctx context.Context, fill func(b *pgx.Batch)) error {
+func run(ctx context.Context, db batcher, fill func(b *pgx.Batch)) error {
 	b := &pgx.Batch{}
 	b.Queue(beginSQL)
 	b.Queue(plansSQL)
 	fill(b)
 	b.Queue(commitSQL)
-	return q.pool.SendBatch(ctx, b).Close()
+	return db.SendBatch(ctx, b).Close()
+}
+
+// A batcher is a pool or one of its connections.
+type batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
 func microseconds(d time.Duration) int64 {

@@ -1,9 +1,11 @@
 package pgqueue
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,16 +13,18 @@ import (
 )
 
 const (
-	maxReceive   = 1000                  // messages of one claim: keeps its transaction and its row short
-	longestWait  = 20 * time.Second      // of a Receive that finds nothing
-	pollEvery    = time.Second           // when nothing has come for a while, less up to a quarter
-	pollSoon     = 5 * time.Millisecond  // the first wait after something came; then it doubles
-	sweepEvery   = time.Second           // from the start of the index, whatever the mark says
-	wakeEvery    = 100 * time.Millisecond // at the earliest, of delayed and lapsed messages
-	wakeAtLeast  = time.Second           // at the latest
-	fullWake     = 30 * time.Second      // without the lower bounds
+	maxReceive   = 1000             // messages of one claim: keeps its transaction and its row short
+	longestWait  = 20 * time.Second // of a Receive that finds nothing
 	claimTimeout = 10 * time.Second
-	shareOfTime  = 10 // looks beside the mark take at most one part in so many of the time
+
+	pollEvery = time.Second          // when nothing has come for a while, less up to a quarter
+	pollSoon  = 5 * time.Millisecond // the first wait after something came; then it doubles
+
+	sweepEvery    = time.Second           // from the start of the index, whatever the mark says
+	wakeAfter     = 50 * time.Millisecond // the next wake comes no earlier,
+	wakeEvery     = time.Second           // and no later than this
+	fullWakeEvery = 30 * time.Second      // without the lower bounds
+	shareOfTime   = 10                    // sweeps and wakes take at most one part in so many of the time
 )
 
 // Receive takes up to max ready messages, at most 1,000. When there are none it
@@ -85,34 +89,39 @@ func (q *Queue) receiveNow(ctx context.Context, max int, types []string) ([]queu
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	conn, err := q.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
 	// From here on the end of ctx changes nothing: see Receive.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
 
 	if from, ok := q.pace.beginWake(time.Now()); ok {
 		start := time.Now()
-		w, err := q.wake(ctx, from)
-		q.pace.endWake(start, time.Now(), from, w, err)
+		w, err := q.wake(ctx, conn, from)
+		q.pace.endWake(start, time.Now(), w, err)
 		if err != nil {
 			return nil, err
 		}
 	}
 	from := q.pace.begin(time.Now(), false)
-	ds, err := q.claimFrom(ctx, from, max, types)
+	ds, err := q.claimFrom(ctx, conn, from, max, types)
 	if err != nil || len(ds) > 0 || from == first {
 		return ds, err
 	}
 	if from = q.pace.begin(time.Now(), true); from != first {
 		return nil, nil
 	}
-	return q.claimFrom(ctx, from, max, types)
+	return q.claimFrom(ctx, conn, from, max, types)
 }
 
-func (q *Queue) claimFrom(ctx context.Context, from position, max int, types []string) ([]queue.Delivery, error) {
+func (q *Queue) claimFrom(ctx context.Context, db batcher, from position, max int, types []string) ([]queue.Delivery, error) {
 	start := time.Now()
-	ds, lowest, err := q.claim(ctx, from, max, types)
-	q.pace.end(start, time.Now(), from, lowest)
-	return ds, err
+	c, err := q.claim(ctx, db, from, max, types)
+	q.pace.end(start, time.Now(), from, c.at)
+	return c.ds, err
 }
 
 // A position is a place in the index message_ready. The order is that in which
@@ -124,8 +133,8 @@ type position struct {
 
 var first = position{rank: -32768}
 
-func (p position) before(o position) bool {
-	return p.rank < o.rank || p.rank == o.rank && p.id < o.id
+func (p position) compare(o position) int {
+	return cmp.Or(cmp.Compare(p.rank, o.rank), cmp.Compare(p.id, o.id))
 }
 
 // pace remembers where to look and when. Its zero value looks everywhere at once.
@@ -137,10 +146,11 @@ type pace struct {
 	sweep time.Duration // how long the last sweep took
 	soon  bool          // a hint came after the last sweep
 
-	waking   bool // one wake at a time is enough
-	wakeAt   time.Time
-	fullWake time.Time // when the last one without lower bounds was
-	lower    bounds
+	waking    bool // one wake at a time is enough
+	wakeAt    time.Time
+	notBefore time.Time // wakeAt is never earlier
+	fullWake  time.Time // when the last one without lower bounds was
+	lower     bounds
 }
 
 // begin returns where a claim should begin: at the mark, or at the start when a
@@ -156,15 +166,20 @@ func (p *pace) begin(now time.Time, empty bool) position {
 	return first
 }
 
-func (p *pace) end(start, end time.Time, from position, lowest *position) {
+// end notes a claim of the messages at these positions, in order.
+func (p *pace) end(start, end time.Time, from position, at []position) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if from == first {
 		p.swept, p.sweep = end, end.Sub(start)
 	}
-	if lowest != nil {
-		p.mark = *lowest
+	if len(at) == 0 {
+		return
 	}
+	// Strays that a sweep found do not draw the mark back over what is dead behind it,
+	// unless they were all it found.
+	i, _ := slices.BinarySearchFunc(at, p.mark, position.compare)
+	p.mark = at[i%len(at)]
 }
 
 func (p *pace) sweepSoon() {
@@ -180,7 +195,11 @@ func (p *pace) expect(delay time.Duration) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if at := time.Now().Add(delay); at.Before(p.wakeAt) {
+	at := time.Now().Add(delay)
+	if at.Before(p.notBefore) {
+		at = p.notBefore
+	}
+	if at.Before(p.wakeAt) {
 		p.wakeAt = at
 	}
 }
@@ -199,26 +218,25 @@ func (p *pace) beginWake(now time.Time) (bounds, bool) {
 		return bounds{}, false
 	}
 	p.waking = true
-	if now.Sub(p.fullWake) >= fullWake {
+	if now.Sub(p.fullWake) >= fullWakeEvery {
 		p.fullWake = now
 		return bounds{}, true
 	}
 	return p.lower, true
 }
 
-func (p *pace) endWake(start, end time.Time, from bounds, w woken, err error) {
+func (p *pace) endWake(start, end time.Time, w woken, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.waking = false
-	switch {
-	case err != nil:
-		p.wakeAt = end.Add(wakeEvery)
-		return
-	case w.full:
-		p.wakeAt = end
-	default:
-		p.wakeAt = end.Add(min(max(w.next, wakeEvery, shareOfTime*end.Sub(start)), max(wakeAtLeast, shareOfTime*end.Sub(start))))
+	gap := max(wakeAfter, shareOfTime*end.Sub(start))
+	if w.full {
+		gap = 0
 	}
-	p.lower = w.lower
-	p.soon = p.soon || w.messages > 0
+	p.notBefore = end.Add(gap)
+	p.wakeAt = end.Add(max(gap, min(w.next, wakeEvery)))
+	if err == nil {
+		p.lower = w.lower
+		p.soon = p.soon || w.messages > 0
+	}
 }

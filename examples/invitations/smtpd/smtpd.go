@@ -15,8 +15,7 @@ package smtpd
 import (
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -123,7 +122,7 @@ func Start(addr string, o Options) (*Server, error) {
 	s.smtp.MaxRecipients = 100
 	s.smtp.ReadTimeout = time.Minute
 	s.smtp.WriteTimeout = 10 * time.Second
-	s.smtp.ErrorLog = log.New(io.Discard, "", 0) // cut connections are what this server is for
+	s.smtp.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // cut connections are what this server is for
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, box.close())
 	}
