@@ -94,7 +94,9 @@ func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate
 	}
 	var moot []int
 	for i, c := range cs {
-		if f := facts[c.Entity]; f != nil && out[i].Won && !staleness(t, c.Want, f).Run() && f.Epoch >= out[i].Epoch {
+		// Also where the fact is stale for this want: only a higher epoch than the fact's can
+		// replace it, and the next look leads to a claim that has one.
+		if f := facts[c.Entity]; f != nil && out[i].Won && f.Epoch >= out[i].Epoch {
 			moot = append(moot, i)
 		}
 	}
@@ -150,6 +152,9 @@ func (cc *claimColumns) add(c *Candidate) {
 	seen, epoch := int64(0), c.Epoch
 	if c.Open != nil {
 		seen, epoch = c.Open.Fence, max(epoch, c.Open.Epoch)
+		if c.SourceVersion > c.Open.SourceVersion && !c.Open.FirstClaimedAt.IsZero() && c.Epoch <= c.Open.Epoch {
+			epoch = newEpoch // other work than the attempt before: its effect key must not pass for a repeat
+		}
 	}
 	if c.Fact != nil && epoch <= c.Fact.Epoch {
 		epoch = newEpoch // stale work replaces its fact, and only a higher epoch can
@@ -186,7 +191,7 @@ UPDATE oncemore.claim c
 SET fence = nextval('oncemore.fence'), owner = $2, claimed_at = now(), first_claimed_at = coalesce(c.first_claimed_at, now()),
     not_before = NULL, trouble = NULL, attempts = c.attempts + 1,
     epoch = CASE w.epoch WHEN -1 THEN nextval('oncemore.epoch') ELSE w.epoch END,
-    source_version = greatest(c.source_version, w.source), fingerprint = w.fp, run = w.run, args = w.args
+    source_version = w.source, fingerprint = w.fp, run = w.run, args = w.args
 FROM w WHERE c.ctid = w.tid
 RETURNING c.entity, c.fence, c.epoch, c.attempts`
 

@@ -106,8 +106,11 @@ func (s *Lease) Context() context.Context { return s.ctx }
 // Alive looks at the clocks: it tells whether the lease surely still runs. Ask it just
 // before acting on a claim, since a frozen process wakes up without notice.
 func (s *Lease) Alive() bool {
-	return s.renewed.Load().since() < s.length-s.length/5 && s.ctx.Err() == nil
+	return s.left() > 0 && s.ctx.Err() == nil
 }
+
+// left is how long we may still act on the last renewal.
+func (s *Lease) left() time.Duration { return s.length - s.length/5 - s.renewed.Load().since() }
 
 // Leave ends the lease: the worker is dead at once, and others may take its claims.
 // Call it when nothing is held any more.
@@ -136,14 +139,19 @@ func (s *Lease) keep() {
 	beat := time.NewTicker(s.length / 5)
 	defer beat.Stop()
 	for {
+		end := time.NewTimer(s.left()) // the next beat may come too late
 		select {
 		case <-s.ctx.Done():
-			return
 		case <-beat.C:
+		case <-end.C:
+		}
+		end.Stop()
+		if s.ctx.Err() != nil {
+			return
 		}
 		at := now()
 		// A renewal that hangs must not outlive the lease it is to renew.
-		left := s.length - s.length/5 - s.renewed.Load().since()
+		left := s.left()
 		if left <= 0 {
 			s.lose("it could not be renewed in time")
 			return

@@ -31,7 +31,7 @@ func Record(ctx context.Context, tx pgx.Tx, t *Type, ws ...Want) (fresh []bool, 
 	}
 	fresh = make([]bool, len(ws))
 	c := factColumns(inKeyOrder(outs))
-	rows, err := tx.Query(ctx, firstFactSQL+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
+	rows, err := tx.Query(ctx, firstFactSQL+doNothing+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
 	if err == nil {
 		var entity string
 		_, err = pgx.ForEachRow(rows, []any{&entity}, func() error { fresh[index[entity]] = true; return nil })
@@ -77,15 +77,13 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 	b.Queue(`SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
 	if len(first) > 0 {
 		c := factColumns(inKeyOrder(first))
-		b.Queue(firstFactSQL+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence).Query(won)
+		b.Queue(firstFactSQL+doNothing+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence).Query(won)
 	}
 	if len(claimed) > 0 {
 		c := factColumns(inKeyOrder(claimed))
 		b.Queue(steadyPlans)
 		b.Queue(completeCTE+`SELECT fact.entity FROM fact`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(won)
-		for _, setting := range []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"} {
-			b.Queue(`SET LOCAL ` + setting + ` TO DEFAULT`)
-		}
+		queueUsualPlans(b)
 	}
 	b.Queue(`SET LOCAL lock_timeout TO DEFAULT`)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
@@ -96,6 +94,13 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 		return nil, fmt.Errorf("hold %d facts of %s: %w", len(outs), t.Name, err)
 	}
 	return mine, nil
+}
+
+// queueUsualPlans ends what steadyPlans began, in a transaction that goes on to the app.
+func queueUsualPlans(b *pgx.Batch) {
+	for _, setting := range []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"} {
+		b.Queue(`SET LOCAL ` + setting + ` TO DEFAULT`)
+	}
 }
 
 // ErrChanged says that an entity is no longer as it was shown: look again, then decide.
@@ -130,6 +135,7 @@ func Resolve(ctx context.Context, tx pgx.Tx, t *Type, o *Open, v Verdict) error 
 		b.Queue(absentSQL, t.ID, o.Entity, o.Fence)
 	}
 	Settle(b, t, 0, []*Outcome{out})
+	queueUsualPlans(b)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, err)
 	}

@@ -3,6 +3,7 @@ package ledger
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // A State is what a settlement makes of an entity.
@@ -46,8 +48,9 @@ const (
 	maxClass = 200
 )
 
-// Settle queues on b the statements that record outcomes of type t, of different
-// entities, by the worker owner. They are to run in one transaction, with whatever
+// Settle queues on b the statements that record outcomes of type t by the worker owner.
+// They are of different entities; of those that show the same fence (two deliveries whose
+// done-check gave the same answer) one counts for all. They are to run in one transaction, with whatever
 // belongs together with them: an acknowledgement, the message that carries a retry.
 // When the batch has run, an outcome whose fence was lost is Refused: it changed
 // nothing, and is to be handed to [Ledger.RecordDisputes].
@@ -57,16 +60,22 @@ const (
 // therefore completes nothing. Without a claim (a first delivery of work that may
 // repeat) the first insert of the fact is the completion, and later ones change nothing.
 //
-// Running it twice, because the answer to the first commit was lost, is harmless: set
-// Again, and what the first try recorded is recognized by its fact.
+// Running it twice, because the answer to the first commit was lost or because somebody
+// else had recorded one of the facts ([IsTaken]), is harmless: set Again, and what is
+// recorded already is recognized by its fact.
 func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	outs = inKeyOrder(outs)
 	var first, done, open, opened, ended []*Outcome
+	var twins [][2]*Outcome
 	for _, o := range outs {
 		switch {
 		case o.State == Completed && o.Fence == 0:
 			first = append(first, o)
 		case o.State == Completed:
+			if n := len(done); n > 0 && done[n-1].Entity == o.Entity && done[n-1].Fence == o.Fence {
+				twins = append(twins, [2]*Outcome{done[n-1], o})
+				continue
+			}
 			done = append(done, o)
 		case o.State == Ended:
 			ended = append(ended, o)
@@ -78,11 +87,23 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	}
 	if len(first) > 0 {
 		c := factColumns(first)
-		b.Queue(firstFactSQL, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
+		// Facts that nobody else is likely to write are inserted without ON CONFLICT, for half
+		// the price. When somebody did, the whole transaction fails and is tried again.
+		statement := firstFactSQL
+		if slices.ContainsFunc(first, func(o *Outcome) bool { return o.Again }) {
+			statement += doNothing
+		}
+		b.Queue(statement, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
 	}
 	if len(done) > 0 {
 		c := factColumns(done)
-		b.Queue(completeSQL, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(refuse(done))
+		b.Queue(completeSQL, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(func(rows pgx.Rows) error {
+			err := refuse(done)(rows)
+			for _, pair := range twins {
+				pair[1].Refused = pair[0].Refused
+			}
+			return err
+		})
 	}
 	if len(ended) > 0 {
 		c := factColumns(ended)
@@ -99,8 +120,17 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	queueAttempts(b, t, owner, outs)
 }
 
+// IsTaken tells whether a settlement failed because a fact that it was the first to record
+// is there already. Settle it once more, with Again.
+func IsTaken(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "23505" && pg.TableName == "ledger"
+}
+
 func inKeyOrder(outs []*Outcome) []*Outcome {
-	byEntity := func(a, b *Outcome) int { return cmp.Compare(a.Entity, b.Entity) }
+	byEntity := func(a, b *Outcome) int {
+		return cmp.Or(cmp.Compare(a.Entity, b.Entity), cmp.Compare(a.Fence, b.Fence))
+	}
 	if slices.IsSortedFunc(outs, byEntity) {
 		return outs
 	}
@@ -254,11 +284,12 @@ func Sanitize(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	s = s[:most]
+	const more = "…"
+	s = s[:max(0, most-len(more))]
 	for !utf8.ValidString(s) {
 		s = s[:len(s)-1]
 	}
-	return s + "…"
+	return s + more
 }
 
 func version(t *Type) *int {
@@ -272,7 +303,9 @@ func version(t *Type) *int {
 const firstFactSQL = `
 INSERT INTO oncemore.ledger (job_type, version, entity, fingerprint, attempts, run, source_version, evidence)
 SELECT $1, $2, w.entity, w.fp, w.attempts, nullif(w.run, 0), nullif(w.source, 0), chr(w.evidence)::"char"
-FROM unnest($3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::int[]) AS w(entity, fp, attempts, run, source, evidence)
+FROM unnest($3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::int[]) AS w(entity, fp, attempts, run, source, evidence)`
+
+const doNothing = `
 ON CONFLICT (job_type, entity) DO NOTHING`
 
 // In the claim by its fence, out of it and into the ledger: one statement, so that no

@@ -185,12 +185,15 @@ func (l *life) decideIdle(it *item) {
 		it.end.outcome = it.outcome(ledger.Unclear)
 		return
 	}
-	if o.Covers(it.want) {
-		return // the claim has the arguments, and a holder or a message that carries it on
+	covered := o.Covers(it.want)
+	if covered && o.Owner == 0 {
+		return // the claim has the arguments, and a message carries it on
 	}
-	// More is wanted than the claim stands for (a newer source, a higher epoch): later.
+	// Somebody has it, and may be dead or die over it: this may be the very message that
+	// brings it back then, so it must not end here. Or more is wanted than the claim stands
+	// for (a newer source, a higher epoch). Later.
 	it.end.send = it.later(0)
-	if it.Deferred >= maxDeferred {
+	if !covered && it.Deferred >= maxDeferred {
 		it.end.park = string(st.Reason)
 		it.end.err = fmt.Errorf("still %s after %d postponements", st.Reason, it.Deferred)
 		it.end.send = nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 )
@@ -52,14 +53,18 @@ func (l *life) recheckKind(ctx context.Context, k *kind) {
 			continue // it stays listed
 		}
 		limit, cancel := context.WithTimeout(ctx, k.Erased.Timeout)
+		// The check may ask for the effect key, as it may when an attempt asks it.
+		attempt := &jobs.Attempt{JobType: k.name, Entity: o.Entity, Number: o.Attempts, Run: o.Run, Epoch: o.Epoch}
 		var done bool
-		err = safely(func() (err error) { done, err = k.Erased.Done(limit, in.Args); return err })
+		err = safely(func() (err error) { done, err = k.Erased.Done(jobs.NewContext(limit, attempt), in.Args); return err })
 		cancel()
 		if err != nil {
 			return // it cannot tell now: the next round asks again
 		}
 		verdict := ledger.Verdict{Done: done, Evidence: ledger.DoneCheck, By: "done-check", Why: "asked again by " + l.config.Name}
-		if err := l.resolve(ctx, k, o, verdict); err != nil && !errors.Is(err, ledger.ErrChanged) {
+		if err := l.resolve(ctx, k, o, verdict); errors.Is(err, ledger.ErrChanged) {
+			continue // another worker, or an operator, was faster
+		} else if err != nil {
 			l.log.Warn("doubt not resolved", "type", k.name, "entity", o.Entity, "error", err)
 			return
 		}

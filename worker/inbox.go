@@ -22,7 +22,7 @@ type inbox struct {
 	mu    sync.Mutex
 	held  map[*parcel]struct{} // owned by mu; extended together
 	items int                  // in what is held, those that have ended included
-	size  float64              // items in a message, lately
+	size  float64              // items in a message: at first many, so that little is asked for until it is known
 }
 
 // openInboxes lists what a life reads: every queue of the configuration, and the
@@ -35,7 +35,7 @@ func (l *life) openInboxes() []*inbox {
 		}
 		seen[q] = true
 		pg, _ := q.(*pgqueue.Queue)
-		l.inboxes = append(l.inboxes, &inbox{Queue: q, name: name, pg: pg, room: make(chan struct{}, 1), held: map[*parcel]struct{}{}, size: 1})
+		l.inboxes = append(l.inboxes, &inbox{Queue: q, name: name, pg: pg, room: make(chan struct{}, 1), held: map[*parcel]struct{}{}, size: 100})
 	}
 	for name, q := range l.queues {
 		add(name, q)
@@ -46,7 +46,7 @@ func (l *life) openInboxes() []*inbox {
 
 // most is how many items may be held: those that run, as many again so that a slot that
 // frees finds its next task, and a pack on the way.
-func (l *life) most() int { return 2*l.config.Slots + 100 }
+func (l *life) most() int { return 4*l.config.Slots + 100 }
 
 // receive reads b until ctx ends. It asks for as much as there is room for, and for
 // nothing while there is none.
@@ -120,8 +120,7 @@ func (l *life) accept(b *inbox, ds []queue.Delivery) map[*kind][]*parcel {
 		out[k] = append(out[k], p)
 	}
 	b.items += total
-	b.size += (float64(total)/float64(len(ds)) - b.size) / 4
-	b.size = max(1, b.size)
+	b.size = max(1, b.size/2, float64(total)/float64(len(ds)))
 	b.mu.Unlock()
 	for _, d := range ds {
 		if l.kinds[d.Type] == nil || d.Bad != nil || len(d.Items) == 0 {

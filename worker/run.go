@@ -199,8 +199,11 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan 
 	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.message WHERE run = $1 AND type = $2)`, r.id, child.name).Scan(&waiting); err != nil {
 		return err
 	}
+	if waiting {
+		return nil // the end cannot be here yet, so nothing is gained by looking further
+	}
 	missing, going, err := l.verify(ctx, tx, r, child)
-	if err != nil || waiting || going > 0 {
+	if err != nil || going > 0 {
 		return err
 	}
 	if missing > 0 && r.resent >= maxResends {
@@ -257,19 +260,30 @@ func (l *life) verify(ctx context.Context, tx pgx.Tx, r *run, child *kind) (miss
 
 const verifyPacks = 200
 
+// Most packs are all facts: those are counted by one probe of the index with the whole
+// array. Only the entities of the others are looked at one by one.
 const verifySQL = `
+WITH p AS MATERIALIZED (
+    SELECT p.pack, p.entities,
+           cardinality(p.entities) <= (SELECT count(*) FROM oncemore.ledger l
+                                       WHERE l.job_type = $4 AND l.entity = ANY (p.entities) AND coalesce(l.epoch, 0) >= $5) AS done
+    FROM oncemore.run_pack p
+    WHERE p.run = $1 AND p.pack >= $2 AND p.pack < $3
+), e AS (
+    SELECT p.pack, l.entity IS NULL AS missing, c.entity IS NOT NULL AS open, c.trouble
+    FROM p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
+    LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l
+                       WHERE l.job_type = $4 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $5 OFFSET 0) l ON true
+    LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c
+                       WHERE c.job_type = $4 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
+    WHERE NOT p.done
+)
 SELECT p.pack,
-       count(*) FILTER (WHERE l.entity IS NULL AND c.entity IS NULL),
-       count(*) FILTER (WHERE l.entity IS NULL AND c.entity IS NOT NULL AND coalesce(c.trouble, '') NOT IN ('failed', 'in_doubt')),
-       count(*) FILTER (WHERE l.entity IS NULL AND c.trouble = 'failed'),
-       count(*) FILTER (WHERE l.entity IS NULL AND c.trouble = 'in_doubt')
-FROM oncemore.run_pack p
-CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
-LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l
-                   WHERE l.job_type = $4 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $5 OFFSET 0) l ON true
-LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c
-                   WHERE c.job_type = $4 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
-WHERE p.run = $1 AND p.pack >= $2 AND p.pack < $3
+       count(*) FILTER (WHERE e.missing AND NOT e.open),
+       count(*) FILTER (WHERE e.missing AND e.open AND coalesce(e.trouble, '') NOT IN ('failed', 'in_doubt')),
+       count(*) FILTER (WHERE e.missing AND e.trouble = 'failed'),
+       count(*) FILTER (WHERE e.missing AND e.trouble = 'in_doubt')
+FROM p LEFT JOIN e ON e.pack = p.pack
 GROUP BY p.pack ORDER BY p.pack`
 
 // closeVisit records the run and the end of the visit: the claim goes when the run has

@@ -94,6 +94,12 @@ func (l *life) persist(k *kind, n int, settle func(*pgx.Batch), outs []*ledger.O
 		if l.record.Err() != nil || l.lease.Context().Err() != nil {
 			return err
 		}
+		if ledger.IsTaken(err) {
+			for _, o := range outs {
+				o.Again = true
+			}
+			continue
+		}
 		l.log.Warn("settling failed, trying again", "type", k.name, "items", n, "in", wait, "error", err)
 		for _, o := range outs {
 			o.Again = true
