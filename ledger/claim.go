@@ -94,9 +94,13 @@ func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate
 	}
 	var moot []int
 	for i, c := range cs {
-		// Also where the fact is stale for this want: only a higher epoch than the fact's can
-		// replace it, and the next look leads to a claim that has one.
-		if f := facts[c.Entity]; f != nil && out[i].Won && f.Epoch >= out[i].Epoch {
+		f := facts[c.Entity]
+		if f == nil || !out[i].Won {
+			continue
+		}
+		// Either the fact is all that was asked for, or it is not (a source that has moved on),
+		// but our epoch cannot replace it: the next look then leads to a claim that can.
+		if f.Epoch >= out[i].Epoch || f.Epoch >= c.asked() && !staleness(t, c.Want, f).Run() {
 			moot = append(moot, i)
 		}
 	}
@@ -140,6 +144,14 @@ type claimColumns struct {
 	seen, fp, epoch, source, runIDs []int64
 }
 
+// asked is the epoch that the claim is to stand for, before any that is drawn for it.
+func (c *Candidate) asked() int64 {
+	if c.Open == nil {
+		return c.Epoch
+	}
+	return max(c.Epoch, c.Open.Epoch)
+}
+
 // newEpoch asks the statement to draw one.
 const newEpoch = -1
 
@@ -149,9 +161,9 @@ func (cc *claimColumns) add(c *Candidate) {
 	cc.fp = append(cc.fp, c.Fingerprint)
 	cc.source = append(cc.source, c.SourceVersion)
 	cc.runIDs = append(cc.runIDs, c.Run)
-	seen, epoch := int64(0), c.Epoch
+	seen, epoch := int64(0), c.asked()
 	if c.Open != nil {
-		seen, epoch = c.Open.Fence, max(epoch, c.Open.Epoch)
+		seen = c.Open.Fence
 		if c.SourceVersion > c.Open.SourceVersion && !c.Open.FirstClaimedAt.IsZero() && c.Epoch <= c.Open.Epoch {
 			epoch = newEpoch // other work than the attempt before: its effect key must not pass for a repeat
 		}

@@ -13,6 +13,7 @@ var HotStatements = map[string]HotStatement{
 	"facts":      {factsSQL, `1, '{a,b}'`},
 	"opens":      {opensSQL + ` WHERE c.job_type = $1 AND c.entity = ANY ($2)`, `1, '{a,b}'`},
 	"first fact": {firstFactSQL, `1, NULL, '{a,b}', '{1,1}', '{1,1}', '{0,0}', '{0,0}', '{114,114}'`},
+	"or nothing": {firstFactSQL + doNothing, `1, NULL, '{a,b}', '{1,1}', '{1,1}', '{0,0}', '{0,0}', '{114,114}'`},
 	"claim":      {insertClaimSQL, `1, 1, '{a,b}', '{0,0}', '{1,1}', '{0,0}', '{0,0}', '{0,0}', '{x,x}'`},
 	"takeover":   {takeoverSQL, `1, 1, '{a,b}', '{1,2}', '{1,1}', '{0,0}', '{0,0}', '{0,0}', '{x,x}'`},
 	"drop":       {dropSQL, `1, '{a,b}', '{1,2}'`},

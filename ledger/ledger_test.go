@@ -123,12 +123,19 @@ func (w *world) settle(worker int64, outs ...*ledger.Outcome) {
 }
 
 func (w *world) trySettle(ctx context.Context, worker int64, outs ...*ledger.Outcome) error {
-	err := w.RunBatch(ctx, func(b *pgx.Batch) {
+	settle := func(b *pgx.Batch) {
 		for _, o := range outs {
 			o.Refused = false
 		}
 		ledger.Settle(b, w.kind, worker, outs)
-	})
+	}
+	err := w.RunBatch(ctx, settle)
+	if ledger.IsTaken(err) {
+		for _, o := range outs {
+			o.Again = true
+		}
+		err = w.RunBatch(ctx, settle)
+	}
 	if err != nil {
 		return err
 	}

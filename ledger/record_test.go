@@ -171,12 +171,12 @@ func (w *world) resolve(o *ledger.Open, v ledger.Verdict) error {
 	return pgx.BeginFunc(context.WithoutCancel(w.Context()), w.pool, func(tx pgx.Tx) error { return ledger.Resolve(w.Context(), tx, w.kind, o, v) })
 }
 
-// inDoubt leaves e in doubt and returns it as it is shown.
-func (w *world) inDoubt() *ledger.Open {
+// inDoubtAs leaves an entity in doubt and returns it as it is shown.
+func (w *world) inDoubtAs(entity string) *ledger.Open {
 	w.Helper()
 	a := w.worker()
-	w.settle(a, failed(plain("e"), w.claim(a, plain("e")), ledger.Unclear))
-	return w.look(plain("e")).Open
+	w.settle(a, failed(plain(entity), w.claim(a, plain(entity)), ledger.Unclear))
+	return w.look(plain(entity)).Open
 }
 
 func TestAnOperatorResolvesADoubt(t *testing.T) {
@@ -187,7 +187,7 @@ func TestAnOperatorResolvesADoubt(t *testing.T) {
 	}{{true, ledger.Done, "done, says ann: it is in the outbox"}, {false, ledger.Retry, "not done, says ann: it is in the outbox"}} {
 		t.Run(fmt.Sprint("done ", c.done), func(t *testing.T) {
 			w := newWorld(t, ledger.Once)
-			o := w.inDoubt()
+			o := w.inDoubtAs("e")
 			w.ok(w.resolve(o, ledger.Verdict{Done: c.done, Evidence: ledger.ByOperator, By: "ann", Why: "it is in the outbox"}))
 			st := w.look(plain("e"))
 			w.want("e", st.Reason, c.reason)
@@ -206,7 +206,7 @@ func TestAnOperatorResolvesADoubt(t *testing.T) {
 
 func TestResolveRefusesWhatHasChangedSinceItWasShown(t *testing.T) {
 	w := newWorld(t, ledger.Once)
-	o := w.inDoubt()
+	o := w.inDoubtAs("e")
 	w.exec(`UPDATE oncemore.claim SET fence = nextval('oncemore.fence')`)
 	for _, done := range []bool{true, false} {
 		rows := w.rows()

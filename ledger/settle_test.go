@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -152,6 +153,28 @@ func TestForcedWorkArchivesTheFactThatItReplaces(t *testing.T) {
 	w.want("facts", w.facts(), 1)
 	w.want("history", value[string](w, `SELECT string_agg(coalesce(epoch, 0)::text, ',' ORDER BY archived_at) FROM oncemore.ledger_history`), "0,7")
 	w.want("its time", value[time.Time](w, `SELECT completed_at FROM oncemore.ledger_history WHERE epoch IS NULL`).Equal(first.CompletedAt), true)
+}
+
+// A fact that is there already fails the settlement whole, once; and then no more.
+func TestAFactThatSomebodyElseRecordedDoesNotFailItsNeighbours(t *testing.T) {
+	w := newWorld(t, ledger.Repeatable)
+	a := w.worker()
+	w.settle(a, ended(plain("taken"), ledger.Claim{}, ledger.Completed))
+	outs := []*ledger.Outcome{ended(plain("taken"), ledger.Claim{}, ledger.Completed), ended(plain("twice"), ledger.Claim{}, ledger.Completed),
+		ended(plain("twice"), ledger.Claim{}, ledger.Completed), ended(plain("claimed"), w.claim(a, plain("claimed")), ledger.Completed)}
+	run := func() error {
+		return w.RunBatch(t.Context(), func(b *pgx.Batch) { ledger.Settle(b, w.kind, a, outs) })
+	}
+	err := run()
+	w.want("is taken", ledger.IsTaken(err), true)
+	w.want("facts", w.facts(), 1)
+	for _, o := range outs {
+		o.Again = true
+	}
+	w.ok(run())
+	w.want("facts", w.facts(), 3)
+	w.want("claims", w.opens(), 0)
+	w.want("another error is taken", ledger.IsTaken(errors.New("taken")), false)
 }
 
 // Two deliveries of one entity asked the done-check about the same abandoned claim, and

@@ -24,6 +24,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -36,6 +37,7 @@ const (
 	MaxArgs   = 64 << 10  // bytes of one item's arguments
 	MaxItems  = 1000      // items of one message
 	MaxBytes  = 768 << 10 // bytes of all the arguments and entities of one message
+	MaxTrace  = 512       // bytes of a traceparent
 )
 
 // ErrInvalid is wrapped by Send's errors for a message that no backend could
@@ -54,11 +56,11 @@ type Message struct {
 	Items []Item
 
 	Run   int64 // the run that sent it; 0: none
-	Pack  int   // the number of this pack in its run's plan
+	Pack  int   // the number of this pack in its run's plan, not negative
 	Epoch int64 // work forced under this epoch; 0: not forced
 
 	Priority int           // higher is taken first; 0 is the default; -100 to 100
-	Delay    time.Duration // not delivered before so much time has passed
+	Delay    time.Duration // not delivered before so much time has passed; in a Delivery always 0
 	Deferred int           // how often the worker sent this work on for later because it was not ready
 	Trace    string        // W3C traceparent of the sender, or empty
 }
@@ -67,7 +69,7 @@ type Message struct {
 type Delivery struct {
 	Message
 	Receipt  string // opaque; the queue's own fence of this delivery
-	Received int    // how often the message was delivered, this one included, as far as the queue knows: 1 may also be said wrongly
+	Received int    // how often the message was delivered, this one included, as far as the queue knows: never 0, but 1 may be said wrongly
 	Bad      []byte // the raw body, when it could not be decoded; Message then holds what is known
 }
 
@@ -83,14 +85,16 @@ type Sender interface {
 type Queue interface {
 	Sender
 
-	// Receive returns up to max deliveries. It may wait a little for the first
-	// one, and returns none, without error, when there is nothing; a canceled
-	// ctx ends the wait. types, where not empty, are the job types that the
-	// caller knows; a backend that can leaves other messages to others.
+	// Receive returns up to max deliveries. It may wait a while for the first one,
+	// some twenty seconds at most, and returns none, without error, when there is
+	// nothing. A canceled ctx ends the wait, with no deliveries and the error of
+	// ctx. types, where not empty, are the job types that the caller knows; a
+	// backend that can leaves other messages to others.
 	Receive(ctx context.Context, max int, types []string) ([]Delivery, error)
 
 	// Extend begins the visibility timeout anew for each delivery. It returns the
-	// receipts that are no longer held: somebody else may have them.
+	// receipts that are no longer held: somebody else may have them, or the message
+	// is gone. One whose time is over but that nobody else took may count as either.
 	Extend(ctx context.Context, ds ...Delivery) (lost []string, err error)
 
 	// Ack removes the messages for good. One that is no longer held is left
@@ -117,6 +121,12 @@ func (m *Message) Check() error {
 	if m.Priority < -100 || m.Priority > 100 {
 		return fmt.Errorf("%w: %s has priority %d, allowed are -100 to 100", ErrInvalid, m.Type, m.Priority)
 	}
+	if m.Pack < 0 || m.Pack > math.MaxInt32 || m.Deferred < 0 {
+		return fmt.Errorf("%w: %s has pack %d, deferred %d", ErrInvalid, m.Type, m.Pack, m.Deferred)
+	}
+	if len(m.Trace) > MaxTrace || !storable(m.Trace) {
+		return fmt.Errorf("%w: %s has the traceparent %.40q", ErrInvalid, m.Type, m.Trace)
+	}
 	total := 0
 	for _, it := range m.Items {
 		if err := CheckName("entity", it.Entity); err != nil {
@@ -126,8 +136,9 @@ func (m *Message) Check() error {
 			return fmt.Errorf("%w: the arguments of %s %q take %d bytes, allowed are %d; send an id and keep the rest in the database",
 				ErrInvalid, m.Type, it.Entity, len(it.Args), MaxArgs)
 		}
-		if !json.Valid(it.Args) {
-			return fmt.Errorf("%w: the arguments of %s %q are not JSON", ErrInvalid, m.Type, it.Entity)
+		// json.Valid lets through bytes that are not UTF-8.
+		if !json.Valid(it.Args) || !utf8.Valid(it.Args) {
+			return fmt.Errorf("%w: the arguments of %s %q are not JSON in UTF-8", ErrInvalid, m.Type, it.Entity)
 		}
 		total += len(it.Entity) + len(it.Args)
 	}
@@ -153,6 +164,9 @@ func CheckName(kind, s string) error {
 	}
 	return nil
 }
+
+// storable tells whether PostgreSQL can store s as text.
+func storable(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
 // SenderFunc is a function that is a [Sender].
 type SenderFunc func(ctx context.Context, ms ...Message) error

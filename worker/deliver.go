@@ -224,6 +224,12 @@ func (l *life) work(task []*item) {
 		return
 	}
 
+	// It may be what kills its workers: then there is an end to that as well.
+	if o := it.standing.Open; o != nil && o.Abandoned() && o.Attempts >= k.Erased.Attempts {
+		l.exhausted(it, o.Attempts)
+		return
+	}
+
 	// Claim what starts now. A first delivery of work that may repeat needs none: there the
 	// fact itself is the lock. A crash before the commit costs nothing; after it, the claim
 	// is found with a dead owner, the attempt counts, and the effect class decides.
@@ -300,6 +306,13 @@ func (l *life) ask(it *item) bool {
 		return true
 	}
 	return false
+}
+
+// exhausted ends an item whose workers died over it as often as it may be attempted.
+func (l *life) exhausted(it *item, attempts int) {
+	it.end = ending{err: fmt.Errorf("its worker died over each of its last attempts, %d in all", attempts)}
+	it.end.outcome = it.outcome(ledger.GaveUp)
+	l.endItem(it)
 }
 
 // notReady ends an item that cannot be done yet. With a source it is missing there, and a

@@ -30,6 +30,7 @@ func MessageID(key string) string { return key + "@oncemore.example" }
 type Mailer struct {
 	From    string        // who sends; empty: invitations@oncemore.example
 	Timeout time.Duration // bounds one Send from the dial to the last answer, and one Delivered; 0: 10 s
+	Settle  time.Duration // after a Send that ended without an answer, when Delivered may be believed; 0: 1 s
 
 	smtpAddr, controlURL string
 	http                 *http.Client
@@ -65,6 +66,13 @@ func (e *SendError) Unwrap() error { return e.Err }
 func NotSent(err error) bool {
 	e, ok := errors.AsType[*SendError](err)
 	return ok && e.NotSent
+}
+
+// NoSuchMailbox tells whether err, of [Mailer.Send], is the server's answer that it will
+// never take mail for this recipient.
+func NoSuchMailbox(err error) bool {
+	e, ok := errors.AsType[*SendError](err)
+	return ok && e.NotSent && (e.Code == 550 || e.Code == 551 || e.Code == 553)
 }
 
 // Send hands a mail to the server, on a connection of its own. It returns nil once
@@ -167,6 +175,13 @@ func (m *Mailer) timeout() time.Duration {
 		return m.Timeout
 	}
 	return 10 * time.Second
+}
+
+func (m *Mailer) settle() time.Duration {
+	if m.Settle > 0 {
+		return m.Settle
+	}
+	return time.Second
 }
 
 func (m *Mailer) compose(mail Mail) (*gomail.Msg, error) {

@@ -92,7 +92,7 @@ func definition(did func()) jobs.Definition {
 
 var fanOut = jobs.Job[all]{FanOut: func(all) jobs.Source { return jobs.SQL[job](readSource) }}
 
-// insertAll runs a worker that knows the fan-out and not its children, whose messages therefore stay.
+// insertAll runs a worker whose children's bodies wait for its end, so that their messages stay.
 func (s *ourSide) insertAll(ctx context.Context, _ int) (stored time.Time, err error) {
 	if err := jobs.Enqueue(ctx, s.queue, all{}); err != nil {
 		return stored, err
@@ -100,7 +100,7 @@ func (s *ourSide) insertAll(ctx context.Context, _ int) (stored time.Time, err e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- s.run(ctx, fanOut) }()
+	go func() { ended <- s.run(ctx, fanOut, waiting) }()
 	for planned := false; !planned; stored = time.Now() {
 		select {
 		case err := <-ended:
@@ -115,6 +115,11 @@ func (s *ourSide) insertAll(ctx context.Context, _ int) (stored time.Time, err e
 	cancel()
 	return stored, <-ended
 }
+
+var waiting = jobs.Job[job]{Effect: jobs.Repeatable, Do: func(ctx context.Context, _ job) error {
+	<-ctx.Done()
+	return ctx.Err()
+}}
 
 func (s *ourSide) work(ctx context.Context, did func()) error {
 	return s.run(ctx, fanOut, definition(did))

@@ -26,10 +26,10 @@ WITH c AS MATERIALIZED (
     INSERT INTO oncemore.message_receive (lock, check_at, queue, ids)
     SELECT nextval('oncemore.message_lock'), clock_timestamp() + $5::bigint * interval '1 microsecond', $1, array_agg(c.id)
     FROM c HAVING count(*) > 0
-    RETURNING lock
+    RETURNING lock, check_at
 )
 UPDATE oncemore.message m
-SET lock = (SELECT r.lock FROM r), received = m.received + 1, visible_at = clock_timestamp() + $5::bigint * interval '1 microsecond'
+SET lock = (SELECT r.lock FROM r), visible_at = (SELECT r.check_at FROM r), received = m.received + 1
 WHERE m.ctid = ANY (ARRAY(SELECT c.at FROM c))
 RETURNING m.id, m.lock, m.priority, m.received, m.deferred, m.run, m.pack, m.epoch, m.type, m.trace, m.entities, m.args`
 
@@ -143,10 +143,11 @@ WITH due AS MATERIALIZED (
 ), woken AS (
     UPDATE oncemore.message m SET lock = NULL WHERE m.ctid = ANY (ARRAY(SELECT l.at FROM lapsed l)) RETURNING m.id
 ), rest AS MATERIALIZED (
-    SELECT h.lock, min(h.visible_at) AS visible_at, array_agg(h.id) AS ids
+    SELECT h.lock, array_agg(h.id) AS ids,
+           min(CASE WHEN h.visible_at > now() THEN h.visible_at ELSE now() + interval '1 second' END) AS check_at
     FROM held h WHERE NOT EXISTS (SELECT FROM woken w WHERE w.id = h.id) GROUP BY h.lock
 ), again AS (
-    UPDATE oncemore.message_receive r SET check_at = greatest(t.visible_at, now() + interval '1 second'), ids = t.ids
+    UPDATE oncemore.message_receive r SET check_at = t.check_at, ids = t.ids
     FROM rest t WHERE r.lock = t.lock
 ), gone AS (
     DELETE FROM oncemore.message_receive r

@@ -17,7 +17,7 @@ type decoder struct{ lastType string }
 
 func (dec *decoder) delivery(rows pgx.Rows) (queue.Delivery, position, error) {
 	for _, f := range rows.FieldDescriptions() {
-		if f.Format != pgx.BinaryFormatCode {
+		if f.Format != pgx.BinaryFormatCode && f.DataTypeOID != textOID { // a text is the same in both
 			return scanDelivery(rows)
 		}
 	}
@@ -58,8 +58,8 @@ func scanDelivery(rows pgx.Rows) (queue.Delivery, position, error) {
 	var run, epoch *int64
 	var pack *int
 	var trace *string
-	var entities, args []string
-	err := rows.Scan(&id, &lock, &d.Priority, &d.Received, &d.Deferred, &run, &pack, &epoch, &d.Type, &trace, &entities, &args)
+	v := rows.RawValues()
+	err := rows.Scan(&id, &lock, &d.Priority, &d.Received, &d.Deferred, &run, &pack, &epoch, &d.Type, &trace, nil, nil)
 	if err != nil {
 		return d, position{}, err
 	}
@@ -76,8 +76,12 @@ func scanDelivery(rows pgx.Rows) (queue.Delivery, position, error) {
 	if trace != nil {
 		d.Trace = *trace
 	}
-	if len(entities) != len(args) || len(args) == 0 {
-		d.Bad, _ = json.Marshal([][]string{entities, args})
+	var entities, args []string
+	types := rows.TypeMap()
+	err1 := types.Scan(textArrayOID, pgx.TextFormatCode, v[10], &entities)
+	err2 := types.Scan(textArrayOID, pgx.TextFormatCode, v[11], &args)
+	if err1 != nil || err2 != nil || len(entities) != len(args) || len(args) == 0 {
+		d.Bad = append(append([]byte{}, v[10]...), v[11]...)
 	} else {
 		d.Items = make([]queue.Item, len(entities))
 		for i := range d.Items {
@@ -120,7 +124,7 @@ func decodeItems(entities, args []byte) ([]queue.Item, error) {
 	return items, nil
 }
 
-const textOID = 25
+const textOID, textArrayOID = 25, 1009
 
 // openArray returns the elements of a one-dimensional text[] in binary format, and
 // how many there are. The format: dimensions, whether there are nulls, the element

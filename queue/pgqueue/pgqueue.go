@@ -10,8 +10,8 @@
 // Every receive draws a new number and leaves one row in message_receive, with the
 // ids that it took. What always holds: a held message is named by the row of its
 // lock. That row is how messages of a dead holder are found. (Not by an index on
-// the messages: it would be written once for each message, a fifth of all that a
-// message costs. Not by the lease of the holder: the queue knows no workers.)
+// the messages: it would be written once for each message, about an eighth of what
+// a message and its fact cost the server. Not by the lease of the holder: the queue knows no workers.)
 //
 // Three statements move messages: [Queue.Receive] makes ready ones held; a wake,
 // which Receive runs beside, makes delayed and lapsed ones ready; an

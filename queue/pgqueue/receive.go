@@ -141,7 +141,7 @@ func (p position) compare(o position) int {
 type pace struct {
 	mu sync.Mutex
 
-	mark  position // begin claims here; the zero value lies before no message of default priority
+	mark  position // claims begin here
 	swept time.Time
 	sweep time.Duration // how long the last sweep took
 	soon  bool          // a hint came after the last sweep

@@ -244,7 +244,7 @@ func (s *server) initdb(ctx context.Context) error {
 // serve starts the server process.
 func (s *server) serve() (*process, error) {
 	args := []string{"-D", s.data,
-		"-c", "listen_addresses=", "-c", "unix_socket_directories=" + s.sock, "-c", "unix_socket_permissions=0700"}
+		"-c", "listen_addresses=", "-c", "port=5432", "-c", "unix_socket_directories=" + s.sock, "-c", "unix_socket_permissions=0700"}
 	if s.NoSync {
 		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 	}
@@ -284,7 +284,7 @@ func (s *server) logTail() string {
 
 func dsn(sock string) string {
 	u := url.URL{Scheme: "postgres", User: url.User("postgres"), Path: "/postgres",
-		RawQuery: url.Values{"host": {sock}, "sslmode": {"disable"}}.Encode()}
+		RawQuery: url.Values{"host": {sock}, "port": {"5432"}, "sslmode": {"disable"}}.Encode()} // said in full: PG* variables are not for us
 	return u.String()
 }
 

@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/oncemore-jobs/oncemore/worker"
+)
+
+func (p *program) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Show what is done, open and missing, the queues, workers and runs", Args: cobra.NoArgs}
+	output := outputFlag(cmd, "table", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		pool, err := p.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		s, err := p.readStatus(cmd.Context(), pool)
+		if err != nil {
+			return err
+		}
+		if *output == "json" {
+			return writeJSON(cmd.OutOrStdout(), s)
+		}
+		return s.write(cmd)
+	})
+	return cmd
+}
+
+// write shows the tables that have rows.
+func (s *status) write(cmd *cobra.Command) error {
+	out := cmd.OutOrStdout()
+	t := newTable(out, "JOB TYPE", "DONE", "RUNNING", "RETRYING", "FAILED", "IN DOUBT", "STRANDED", "MISSING")
+	for _, ty := range s.Types {
+		missing := "?"
+		if ty.Missing != nil {
+			missing = ty.Missing.String()
+		} else if ty.Unknown == "no source is known" {
+			missing = "-"
+		}
+		o := ty.Open
+		t.row(ty.Type, ty.Done.String(), thousands(o.Running), thousands(o.Retrying), thousands(o.Failed), thousands(o.InDoubt), thousands(o.Stranded), missing)
+		if missing == "?" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s: what is missing is not known: %s\n", ty.Type, ty.Unknown)
+		}
+	}
+	if len(s.Types) == 0 {
+		t.row("(no worker has registered a job type yet)")
+	}
+	if len(s.Queues) > 0 {
+		t.row("")
+		t.row("QUEUE", "READY", "HELD", "DELAYED", "ENTITIES", "OLDEST READY")
+		for _, q := range s.Queues {
+			oldest, more := "-", ""
+			if q.Oldest != nil {
+				oldest = ago(s.Now, s.Now.Add(-time.Duration(*q.Oldest*float64(time.Second))))
+			}
+			if q.Is == "at_least" {
+				more = "+"
+			}
+			t.row(quoted(q.Queue), thousands(q.Ready)+more, thousands(q.Held)+more, thousands(q.Delayed)+more, thousands(q.Entities)+more, oldest)
+		}
+	}
+	if len(s.Workers) > 0 {
+		t.row("")
+		t.row("WORKER", "NAME", "STATE", "STARTED", "CLAIMS")
+		for _, w := range s.Workers {
+			t.row(fmt.Sprint(w.ID), w.Name, w.state(s.Now), ago(s.Now, w.StartedAt), thousands(w.Claims))
+		}
+	}
+	if len(s.Runs) > 0 {
+		t.row("")
+		t.row("RUN", "OF", "STATE", "STARTED", "DONE", "OPEN", "FAILED", "IN DOUBT", "MISSING", "SKIPPED AS DONE")
+		for _, r := range s.Runs {
+			t.row(fmt.Sprint(r.ID), r.ParentType+" "+r.ParentEntity, runState(r), ago(s.Now, r.StartedAt),
+				thousands(r.Done)+" of "+thousands(r.Items), thousands(r.Open), thousands(r.Failed), thousands(r.InDoubt), thousands(r.Missing), thousands(r.Skipped))
+		}
+	}
+	if len(s.Parked) > 0 {
+		t.row("")
+		t.row("PARKED", "TYPE", "INPUTS", "LAST")
+		for _, k := range s.Parked {
+			t.row(k.Reason, quoted(k.Type), thousands(k.Inputs), ago(s.Now, k.LastAt))
+		}
+	}
+	return t.Flush()
+}
+
+func (w workerStatus) state(now time.Time) string {
+	switch {
+	case w.DeadAt != nil && w.Cause != nil:
+		return *w.Cause + " " + ago(now, *w.DeadAt)
+	case w.DeadAt != nil:
+		return "dead " + ago(now, *w.DeadAt)
+	case w.Overdue:
+		return "lease lapsed"
+	}
+	return "living"
+}
+
+func runState(r worker.RunStatus) string {
+	switch {
+	case r.Complete:
+		return "complete"
+	case r.EndedAt != nil:
+		return "ended"
+	case r.PlannedAt == nil:
+		return "planning"
+	}
+	return "goes on"
+}
+
+// quoted shows a name that may be empty or hold anything.
+func quoted(s string) string {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
