@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -332,8 +333,10 @@ func TestTakeoverDoesNotWaitForAFrozenTransaction(t *testing.T) {
 	seen, other := w.look(plain(e)), w.look(plain("free"))
 	frozen := w.begin()
 	w.want("it is a's", w.hold(frozen, completed(plain(e), c))[0], true)
-	won, err := w.Claim(t.Context(), w.kind, b, []ledger.Candidate{{Want: plain(e), Standing: seen}, {Want: plain("free"), Standing: other}})
-	w.ok(err) // it would hang here
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // not for ever, if it does wait
+	defer cancel()
+	won, err := w.Claim(ctx, w.kind, b, []ledger.Candidate{{Want: plain(e), Standing: seen}, {Want: plain("free"), Standing: other}})
+	w.ok(err)
 	w.want("b has it", won[0].Won, false)
 	w.want("b has the other one", won[1].Won && won[1].Fence != free.Fence, true)
 	w.ok(frozen.Commit(t.Context()))

@@ -142,6 +142,8 @@ func TestALeaseThatCannotBeRenewedEndsBeforeItExpires(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, ledger.Once)
 	s, j := w.join(time.Second)
+	first := w.expires(s)
+	w.await("a renewal, from which the beats are counted", func() bool { return w.expires(s).After(first) })
 	tx := w.begin()
 	_, err := tx.Exec(t.Context(), `SELECT FROM oncemore.worker WHERE id = $1 FOR UPDATE`, s.ID)
 	w.ok(err)

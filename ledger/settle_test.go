@@ -138,6 +138,14 @@ func TestI4NoBlindRepeatAbsentErasesOnlyItsOwnEvidence(t *testing.T) {
 	absent(b, ledger.Claim{Fence: w.look(plain("e")).Open.Fence, Attempts: 9})
 	w.want("evidence after a check that failed", w.look(plain("e")).Open.FirstClaimedAt, before)
 	w.want("stale fence", c.Fence == w.look(plain("e")).Open.Fence, false)
+
+	// The same where the claim's only attempt, by another worker, is the evidence.
+	w.settle(b, failed(plain("f"), w.claim(b, plain("f")), ledger.ToRetry))
+	only := w.look(plain("f")).Open
+	check := failed(plain("f"), ledger.Claim{Fence: only.Fence, Attempts: 2}, ledger.ToRetry)
+	check.Absent = true
+	w.settle(b, check)
+	w.want("evidence of the only attempt after a check that failed", w.look(plain("f")).Open.FirstClaimedAt, only.FirstClaimedAt)
 }
 
 func TestForcedWorkArchivesTheFactThatItReplaces(t *testing.T) {

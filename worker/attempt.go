@@ -89,7 +89,7 @@ func (l *life) judge(it *item, err error) {
 	if !safe {
 		delay = max(delay, k.Effect().Settle())
 	}
-	interrupted := l.jobs.Err() != nil && errors.Is(err, context.Canceled)
+	interrupted := l.jobs.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(l.jobs)))
 	switch {
 	case !safe && k.Effect() == ledger.Once:
 		o.State = ledger.Unclear
@@ -129,7 +129,7 @@ func (l *life) finish(it *item, s ledger.State, err error) {
 	o := it.outcome(s)
 	if s == ledger.Returned {
 		o.Attempts--
-		o.Absent = errors.Is(err, ledger.ErrLeaseLost) || it.kind.Effect().MayRepeat()
+		o.Absent = true // it did not begin, or left nothing, or may be repeated
 	}
 	it.end.outcome = o
 	l.endItem(it)
@@ -152,22 +152,18 @@ func errorClass(err error) string {
 	}
 }
 
-// stuckGrace is how long a body may go on after its context has ended, before it is
-// fenced off.
-const stuckGrace = 5 * time.Second
-
 // watch fences off bodies that ignore the end of their context: their attempt is judged
 // as a timeout, so that the work goes on elsewhere. The slot stays theirs, and Health says
 // so. What they still report is refused, and kept as disputed.
 func (l *life) watch(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(min(time.Second, l.stuckGrace))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			for _, task := range l.slots.overdue(now, stuckGrace) {
+			for _, task := range l.slots.overdue(now, l.stuckGrace) {
 				for _, it := range task {
 					l.fenceOff(it)
 				}

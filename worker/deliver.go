@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -56,7 +55,7 @@ type ending struct {
 // This is the first half of the way; [life.work] is the second. Until an item ends, a
 // crash costs nothing but time: the messages are still in the queue, and come again when
 // their visibility ends.
-func (l *life) deliver(ctx context.Context, k *kind, ps []*parcel) {
+func (l *life) deliver(k *kind, ps []*parcel) {
 	items := l.decode(ps)
 	if len(items) == 0 {
 		return
@@ -68,7 +67,7 @@ func (l *life) deliver(ctx context.Context, k *kind, ps []*parcel) {
 	for i, it := range items {
 		wants[i] = it.want
 	}
-	standings, err := l.ledger.Look(ctx, &k.Type, wants)
+	standings, err := l.ledger.Look(l.record, &k.Type, wants)
 	if err != nil {
 		l.log.Error("look failed: the messages come again", "type", k.name, "items", len(items), "error", err)
 		l.giveBack(items, err)
@@ -208,9 +207,9 @@ func (l *life) work(task []*item) {
 		return
 	}
 	it := task[0]
-	if it.standing.Open != nil && it.standing.Open.Abandoned() {
-		// A worker died over it. It may be what killed it, so such items run one at a time,
-		// and a crash charges no innocent neighbour with an attempt.
+	if o := it.standing.Open; o != nil && o.Abandoned() && o.Attempts >= suspicious {
+		// Workers died over it again and again. It may be what killed them, so such items run
+		// one at a time, and a crash charges no innocent neighbour with an attempt.
 		l.suspects.Lock()
 		defer l.suspects.Unlock()
 	}
@@ -259,10 +258,15 @@ func (l *life) work(task []*item) {
 	// costs one redelivery that ends at "done".
 }
 
+// suspicious is how many attempts in a row must have ended with a worker's death before
+// an item runs alone. Most of what a dead worker leaves behind did not kill it, and must
+// not wait in line.
+const suspicious = 2
+
 // mayStart tells whether it may still begin; else it ends here.
 func (l *life) mayStart(it *item) bool {
-	if l.jobs.Err() != nil || !l.lease.Alive() {
-		l.giveBack([]*item{it}, context.Cause(l.jobs))
+	if l.stopping.Load() || l.jobs.Err() != nil || !l.lease.Alive() {
+		l.giveBack([]*item{it}, ErrStopping)
 		return false
 	}
 	return true

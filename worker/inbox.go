@@ -59,7 +59,7 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 	}
 	wait := 100 * time.Millisecond
 	for ctx.Err() == nil {
-		n := b.space(l.most())
+		n := b.space(l.most(), l.slots.hungry())
 		if n == 0 {
 			select {
 			case <-ctx.Done():
@@ -86,17 +86,18 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 		}
 		for k, ps := range l.accept(b, ds) {
 			// Beside the next Receive, so that looking and receiving overlap.
-			delivering.Go(func() { l.deliver(ctx, k, ps) })
+			delivering.Go(func() { l.deliver(k, ps) })
 		}
 	}
 }
 
-// space is how many messages may be asked for.
-func (b *inbox) space(most int) int {
+// space is how many messages may be asked for. While the slots have work waiting it
+// lets room gather, because a few large receives cost much less than many small ones.
+func (b *inbox) space(most int, hungry bool) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	free := most - b.items
-	if free <= 0 {
+	if free <= 0 || !hungry && free < most/4 {
 		return 0
 	}
 	return min(1000, max(1, int(float64(free)/b.size)))

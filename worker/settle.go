@@ -184,7 +184,7 @@ func (l *life) ackAll(ps []*parcel) {
 	}
 	for b, ds := range releases {
 		after := time.Duration(0)
-		if l.jobs.Err() == nil {
+		if !l.stopping.Load() {
 			after = time.Second // it was an error that kept them: not at once
 		}
 		if err := b.Release(ctx, after, ds...); err != nil {

@@ -14,11 +14,12 @@ type slots struct {
 	run func([]*item) // works one task to its end; a task is one item, or many for DoMany
 	max int
 
-	mu      sync.Mutex
-	waiting [][][]*item // tasks in the order they came, by the parcel they came in
-	active  map[*slot]struct{}
-	closed  bool
-	empty   sync.Cond // active became empty
+	mu       sync.Mutex
+	waiting  [][][]*item // tasks in the order they came, by the parcel they came in
+	active   map[*slot]struct{}
+	starting bool // a slot has been started and has not taken its first task
+	closed   bool
+	empty    sync.Cond // active became empty
 }
 
 // A slot is one running goroutine.
@@ -33,7 +34,7 @@ func newSlots(max int, run func([]*item)) *slots {
 	return s
 }
 
-// add hands tasks over, and starts as many slots for them as are free.
+// add hands tasks over.
 func (s *slots) add(tasks [][]*item) {
 	if len(tasks) == 0 {
 		return
@@ -41,16 +42,25 @@ func (s *slots) add(tasks [][]*item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting = append(s.waiting, tasks)
-	for n := min(len(tasks), s.max-len(s.active)); n > 0; n-- {
-		sl := &slot{}
-		s.active[sl] = struct{}{}
-		go s.loop(sl)
+	s.start()
+}
+
+// start starts a slot, if there is work and one is free. Each slot starts the next when
+// it has taken its first task; so slow work fills all slots at once, and work that is
+// done in a microsecond does not pay for goroutines that find nothing left.
+func (s *slots) start() {
+	if s.starting || s.closed || len(s.waiting) == 0 || len(s.active) >= s.max {
+		return
 	}
+	s.starting = true
+	sl := &slot{}
+	s.active[sl] = struct{}{}
+	go s.loop(sl)
 }
 
 func (s *slots) loop(sl *slot) {
-	for {
-		task := s.next()
+	for first := true; ; first = false {
+		task := s.next(first)
 		if task == nil {
 			break
 		}
@@ -64,20 +74,18 @@ func (s *slots) loop(sl *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.active, sl)
-	// A task may have come between the last look and now.
-	if len(s.waiting) > 0 && !s.closed && len(s.active) < s.max {
-		sl := &slot{}
-		s.active[sl] = struct{}{}
-		go s.loop(sl)
-	}
+	s.start() // a task may have come between the last look and now
 	if len(s.active) == 0 {
 		s.empty.Broadcast()
 	}
 }
 
-func (s *slots) next() []*item {
+func (s *slots) next(first bool) []*item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if first {
+		s.starting = false
+	}
 	if s.closed || len(s.waiting) == 0 {
 		return nil
 	}
@@ -89,7 +97,15 @@ func (s *slots) next() []*item {
 		s.waiting[0] = nil
 		s.waiting = s.waiting[1:]
 	}
+	s.start()
 	return task
+}
+
+// hungry tells whether a task that came now would start at once.
+func (s *slots) hungry() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting) == 0 && len(s.active) < s.max
 }
 
 // drain starts nothing any more, and hands back what has not started.
@@ -147,8 +163,8 @@ func (s *slots) overdue(now time.Time, grace time.Duration) (tasks [][]*item) {
 }
 
 // stuck names the bodies that ignore the end of their context.
-func (s *slots) stuck() (names []string) {
-	for _, task := range s.overdue(time.Now(), stuckGrace) {
+func (s *slots) stuck(grace time.Duration) (names []string) {
+	for _, task := range s.overdue(time.Now(), grace) {
 		names = append(names, fmt.Sprintf("%s %q", task[0].kind.name, task[0].Entity))
 	}
 	return names

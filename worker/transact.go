@@ -90,7 +90,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	}
 	// A frozen process must not hold its locks for ever: the server ends a transaction that
 	// idles longer than a body may take.
-	limit := strconv.FormatInt((first.kind.Erased.Timeout + stuckGrace).Milliseconds(), 10)
+	limit := strconv.FormatInt((first.kind.Erased.Timeout + l.stuckGrace).Milliseconds(), 10)
 	undo := func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }
 	if _, err := tx.Exec(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
 		undo()

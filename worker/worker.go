@@ -56,6 +56,8 @@ type Worker struct {
 	queues map[string]queue.Queue
 	kinds  map[string]*kind // by type and alias
 
+	stuckGrace time.Duration // how long a body may go on after its context has ended, before it is fenced off
+
 	running atomic.Bool
 	current atomic.Pointer[life]
 }
@@ -83,7 +85,7 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 		return nil, errors.New("worker: Slots, Lease, Grace and Recheck must not be negative")
 	}
 	w := &Worker{pool: pool, set: set, config: c, log: c.Log, ledger: ledger.New(pool),
-		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}}
+		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}, stuckGrace: 5 * time.Second}
 	for name, q := range c.Queues {
 		w.queues[name] = q
 	}
@@ -190,7 +192,8 @@ type life struct {
 	claims   map[*kind]*group[*claimRequest]
 	settles  map[*kind]*group[*item]
 	acks     *group[*parcel]
-	suspects sync.Mutex // held while work runs that an earlier worker died over: one at a time
+	suspects sync.Mutex // held while work runs that workers died over again and again: one at a time
+	stopping atomic.Bool
 }
 
 // live is one life: it ends with ctx, or with the lease.
@@ -240,6 +243,7 @@ func (w *Worker) live(ctx context.Context) error {
 	// The order of a shutdown: no new messages; what has not started is given back; what
 	// runs gets its grace, then its context ends; what came of it is recorded; what is
 	// still held is released; and only then others may take our claims.
+	l.stopping.Store(true)
 	stopReceiving()
 	loops.Wait()
 	l.slots.drain(func(its []*item) { l.giveBack(its, ErrStopping) })
@@ -283,7 +287,7 @@ func (w *Worker) Health() error {
 	if !l.lease.Alive() {
 		return fmt.Errorf("worker %d: %w", l.lease.ID, ledger.ErrLeaseLost)
 	}
-	if stuck := l.slots.stuck(); len(stuck) > 0 {
+	if stuck := l.slots.stuck(w.stuckGrace); len(stuck) > 0 {
 		return fmt.Errorf("worker %d: %d bodies ignore the end of their context, first %s", l.lease.ID, len(stuck), stuck[0])
 	}
 	return nil

@@ -30,8 +30,9 @@ func (all) JobType() string { return "bench_all" }
 func (all) Entity() string  { return "all" }
 
 const (
-	makeSource = `CREATE TABLE public.bench_source AS SELECT generate_series(0, $1::bigint - 1) AS id`
-	readSource = `SELECT 'job/' || lpad(id::text, 20, '0') AS entity, id FROM public.bench_source`
+	makeSource = `CREATE TABLE public.bench_source AS
+		SELECT 'job/' || lpad(id::text, 20, '0') AS entity, id FROM generate_series(0, $1::bigint - 1) AS id`
+	readSource = `SELECT entity, id FROM public.bench_source`
 )
 
 type ourSide struct {
