@@ -56,7 +56,7 @@ func TestADocumentWithABrokenGoBlockDoesNotCompile(t *testing.T) {
 		{"unused_import", `unused_import.md:7: "os" imported and not used`},
 		{"syntax", "syntax.md:5: missing"},
 		{"broken_test", "broken_test.md:16: l.Send undefined"},
-		{"wrong_verb", "wrong_verb.md:4:16: fmt.Printf format %d"},
+		{"wrong_verb", "wrong_verb.md:4: fmt.Printf format %d"},
 	} {
 		t.Run(test.file, func(t *testing.T) {
 			name := filepath.Join("testdata/readme", test.file+".md")

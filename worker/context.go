@@ -15,7 +15,7 @@ import (
 // are run a hundred thousand times a second, never do.
 type attemptContext struct {
 	context.Context // the parent
-	attempt         *jobs.Attempt
+	attempt         jobs.Attempt
 	timeout         time.Duration
 	deadline        time.Time
 	timed           atomic.Pointer[timed]
@@ -52,7 +52,7 @@ func (c *attemptContext) Err() error {
 // children and context.Cause work as with any other.
 func (c *attemptContext) Value(key any) any {
 	if key == jobs.AttemptKey {
-		return c.attempt
+		return &c.attempt
 	}
 	if t := c.timed.Load(); t != nil {
 		return t.Value(key)

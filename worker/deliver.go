@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -26,7 +27,7 @@ type parcel struct {
 type item struct {
 	*parcel
 	Entity   string
-	raw      string // the arguments as they came
+	raw      []byte // the arguments as they came
 	args     jobs.Args
 	want     ledger.Want
 	standing ledger.Standing
@@ -79,6 +80,9 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 	var idle []*item
 	for i, it := range items {
 		it.standing = standings[i]
+		if l.orphaned(it) {
+			it.standing.Reason = ledger.Retry
+		}
 		switch {
 		case !it.standing.Reason.Run():
 			l.decideIdle(it)
@@ -131,7 +135,7 @@ func (l *life) decode(ps []*parcel) []*item {
 		for _, raw := range p.Items {
 			it := &storage[0]
 			storage = storage[1:]
-			it.parcel, it.Entity, it.raw = p, raw.Entity, string(raw.Args)
+			it.parcel, it.Entity, it.raw = p, raw.Entity, raw.Args
 			err := queue.CheckName("entity", raw.Entity)
 			var in jobs.Input
 			if err == nil {
@@ -236,9 +240,14 @@ func (l *life) work(task []*item) {
 		return
 	}
 
-	// The process may have been frozen until now: only a lease that surely runs may act.
+	// The process may have been frozen until now: only a lease that surely runs may act. And
+	// a shutdown may have run out of grace.
 	if !l.lease.Alive() {
 		l.finish(it, ledger.Returned, ledger.ErrLeaseLost)
+		return
+	}
+	if l.jobs.Err() != nil {
+		l.finish(it, ledger.Returned, context.Cause(l.jobs))
 		return
 	}
 
@@ -343,13 +352,13 @@ func (it *item) later(d time.Duration) *queue.Message {
 	if d == 0 {
 		d = min(time.Second<<min(it.Deferred, 12), time.Hour+30*time.Minute)
 	}
-	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: []byte(it.raw)}},
+	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: it.raw}},
 		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}
 }
 
 // outcome begins an outcome of it under the fence that it has or has seen.
 func (it *item) outcome(s ledger.State) ledger.Outcome {
-	o := ledger.Outcome{Want: it.want, State: s, Args: it.raw, Evidence: ledger.Reported, Attempts: 1}
+	o := ledger.Outcome{Want: it.want, State: s, Evidence: ledger.Reported, Attempts: 1}
 	switch {
 	case it.claim.Won:
 		o.Fence, o.Epoch, o.Attempts = it.claim.Fence, it.claim.Epoch, it.claim.Attempts

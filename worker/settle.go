@@ -32,6 +32,9 @@ func (l *life) settle(k *kind, items []*item) {
 			if e.err != nil {
 				e.outcome.Error, e.outcome.Class = e.err.Error(), errorClass(e.err)
 			}
+			if e.outcome.State != ledger.Completed {
+				e.outcome.Args = string(it.raw) // what stays open keeps all that another attempt needs
+			}
 			outs = append(outs, &e.outcome)
 		}
 		if e.send != nil {
@@ -147,6 +150,9 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 		}
 	}
 	for _, it := range items {
+		if it.claim.Won {
+			l.hands.drop(it.kind, it.Entity)
+		}
 		p := it.parcel
 		if p.left.Add(-1) > 0 {
 			continue
@@ -265,7 +271,7 @@ func firstLine(s string) string {
 // however often it comes.
 func queueParked(b *pgx.Batch, items []*item) {
 	for _, it := range items {
-		park(b, it.end.park, it.kind.name, it.Entity, it.raw, it.end.err)
+		park(b, it.end.park, it.kind.name, it.Entity, string(it.raw), it.end.err)
 	}
 }
 

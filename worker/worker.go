@@ -146,7 +146,8 @@ var ErrStopping = errors.New("the worker is stopping")
 // Run works until ctx ends, then stops gracefully: it receives nothing more, gives
 // running bodies Config.Grace, cancels what still runs, records what came of it, and
 // releases what did not start without charging an attempt. It returns when nothing of it
-// runs any more, nil unless it could not stop cleanly.
+// runs any more, nil unless it could not stop cleanly: a body that ignores the end of its
+// context for some seconds is left behind, and the error says so.
 //
 // A worker that loses its lease (the database was away, the process was frozen) cancels
 // what it does and begins a new life under a new id, for as long as it takes.
@@ -192,6 +193,7 @@ type life struct {
 	claims   map[*kind]*group[*claimRequest]
 	settles  map[*kind]*group[*item]
 	acks     *group[*parcel]
+	hands    hands
 	suspects sync.Mutex // held while work runs that workers died over again and again: one at a time
 	stopping atomic.Bool
 }
@@ -251,10 +253,12 @@ func (w *Worker) live(ctx context.Context) error {
 	if lease.Context().Err() != nil {
 		grace = 0 // others may act for us: stop at once
 	}
+	var left error
 	if !l.slots.wait(grace) {
 		l.cancel(ErrStopping)
-		if !l.slots.wait(5 * time.Second) {
-			w.log.Error("worker leaves bodies running that ignore their context", "stuck", l.slots.count())
+		if !l.slots.wait(w.stuckGrace) {
+			left = fmt.Errorf("worker %d leaves %d bodies running that ignore the end of their context", lease.ID, l.slots.count())
+			w.log.Error("worker leaves bodies running that ignore the end of their context", "worker", lease.ID, "stuck", l.slots.count())
 		}
 	}
 	stopHelping()
@@ -274,7 +278,7 @@ func (w *Worker) live(ctx context.Context) error {
 	lost := context.Cause(lease.Context()) // before Leave ends it
 	err = lease.Leave(l.record)
 	w.log.Info("worker stopped", "worker", lease.ID)
-	return errors.Join(lost, err)
+	return errors.Join(lost, left, err)
 }
 
 // Health is nil while the worker does what it should: it runs, its lease is alive, and no
