@@ -63,7 +63,10 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
          AND coalesce(l.epoch, 0) >= ` + arg(r.epoch) + `::bigint AND coalesce(l.version, 0) >= ` + arg(child.Type.Version) + `::int` + stale
 	}
 	if claims {
-		open = `c.entity IS NOT NULL AND NOT (c.trouble IS NOT DISTINCT FROM 'retrying' AND c.not_before IS NULL AND c.owner IS NULL AND c.run = ` + runID + `::bigint)`
+		open = `c.entity IS NOT NULL`
+		if !r.planned { // a call asks for what has failed as well
+			open += ` AND c.trouble IS DISTINCT FROM 'failed'`
+		}
 		joins += `
     LEFT JOIN oncemore.claim c ON c.job_type = ` + arg(child.ID) + `::int AND c.entity = s.entity`
 	}
@@ -102,8 +105,17 @@ FROM packs`
 	if err := tx.QueryRow(ctx, statement, params...).Scan(&p.packs, &p.items, &p.skipped, &p.open); err != nil {
 		return planned{}, err
 	}
-	return p, nil
+	if claims && !r.planned {
+		_, err = tx.Exec(ctx, reviveSQL+` AND c.entity IN (SELECT unnest(p.entities) FROM oncemore.run_pack p WHERE p.run = $2)`, child.ID, r.id)
+	}
+	return p, err
 }
+
+// Calling a fan-out again asks for what is not done, so what has failed gets all its
+// attempts anew. What is in doubt stays so.
+const reviveSQL = `
+UPDATE oncemore.claim c SET trouble = 'retrying', not_before = NULL, attempts = 0, run = $2, fence = nextval('oncemore.fence')
+WHERE c.job_type = $1 AND c.trouble = 'failed' AND c.owner IS NULL`
 
 // Somebody may write the first fact of a type just after this: the sieve lets through a
 // little more then, and the worker decides.
@@ -248,8 +260,12 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 		return p, err
 	}
 	var todo []queue.Item
+	var failed []string
 	for i, st := range standings {
-		revived := st.Open != nil && st.Open.Run == r.id && st.Open.Trouble == ledger.Retrying && st.Open.NotBefore.IsZero()
+		revived := st.Open != nil && st.Open.Trouble == ledger.FailedFor && !r.planned
+		if revived {
+			failed = append(failed, st.Open.Entity)
+		}
 		switch {
 		case st.Reason == ledger.Done || st.Reason == ledger.Conflict && st.Fact != nil:
 			p.skipped++
@@ -275,6 +291,9 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 	b := &pgx.Batch{}
 	for i, entities := range packs {
 		b.Queue(`INSERT INTO oncemore.run_pack (run, pack, entities) VALUES ($1, $2, $3)`, r.id, r.packs+i, entities)
+	}
+	if len(failed) > 0 {
+		b.Queue(reviveSQL+` AND c.entity = ANY ($3)`, child.ID, r.id, failed)
 	}
 	l.carrier(child).SendBatch(b, ms...)
 	p.packs, p.items = len(packs), int64(len(todo))

@@ -112,7 +112,7 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 			return l.planSQL(ctx, tx, r, child, src)
 		}
 		if !r.planned {
-			err = l.planFirst(ctx, tx, r, child, read, plan)
+			err = l.planFirst(r, read, plan)
 		} else {
 			err = l.follow(ctx, tx, r, child, plan)
 		}
@@ -153,13 +153,7 @@ func (l *life) cursor(ctx context.Context, it *item) (after string, err error) {
 }
 
 // planFirst seals the plan: whole for a query, a chunk at a time for a source in Go.
-// Calling again is also how failed entities are asked for again: they are revived first.
-func (l *life) planFirst(ctx context.Context, tx pgx.Tx, r *run, child *kind, read chunk, plan func() (planned, error)) error {
-	if r.cursor == "" {
-		if err := l.revive(ctx, tx, r, child); err != nil {
-			return err
-		}
-	}
+func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error {
 	p, err := plan()
 	if err != nil {
 		return err
@@ -178,18 +172,6 @@ func (r *run) add(p planned) {
 	r.items += p.items
 	r.packs += p.packs
 }
-
-// revive makes failed entities of the child type due again, for this run: whoever calls a
-// fan-out again asks for what is not done. Only those that its source names are sent;
-// the others stay due, and any later call or retry finds them. What is in doubt stays so.
-func (l *life) revive(ctx context.Context, tx pgx.Tx, r *run, child *kind) error {
-	_, err := tx.Exec(ctx, reviveSQL, child.ID, r.id)
-	return err
-}
-
-const reviveSQL = `
-UPDATE oncemore.claim SET trouble = 'retrying', not_before = NULL, attempts = 0, run = $2, fence = nextval('oncemore.fence')
-WHERE job_type = $1 AND trouble = 'failed' AND owner IS NULL`
 
 // follow looks how far the plan is, and ends the run when nothing is left to wait for.
 func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan func() (planned, error)) error {
