@@ -82,7 +82,7 @@ type Policy struct {
 	Timeout  time.Duration // of one attempt; 0: a minute
 	Attempts int           // before the entity is listed as failed; 0: 10
 	PackSize int           // entities in one message of a fan-out, up to [queue.MaxItems]; 0: 100. About a second of work is good
-	Aliases  []string      // earlier names of this job type, whose facts and messages are still its own
+	Aliases  []string      // earlier names of this job type, the oldest first: their facts and messages are still its own, and effect keys are made of the first
 
 	// Backoff is how long to wait after the given attempt (1 is the first); nil means
 	// [DefaultBackoff].
@@ -101,9 +101,10 @@ func DefaultBackoff(attempt int) time.Duration {
 // Erased is a Job on plain Args: all that the engine ever sees. Policy has no zero values
 // left.
 type Erased struct {
-	Type   string
-	Decode func(entity string, raw []byte) (Input, error)
-	Knows  func(raw []byte) error // refuses fields that the arguments do not have, to find misspelt columns
+	Type    string
+	KeyType string // see [Attempt]
+	Decode  func(entity string, raw []byte) (Input, error)
+	Knows   func(raw []byte) error // refuses fields that the arguments do not have, to find misspelt columns
 
 	Ready, Done func(ctx context.Context, a Args) (bool, error)
 	Do          func(ctx context.Context, a Args) error
@@ -169,6 +170,7 @@ func typeName[A Args]() (name string) {
 
 func (j Job[A]) erase() (*Erased, error) {
 	e := &Erased{Type: typeName[A](), Effect: j.Effect, Source: j.Source, Policy: j.Policy}
+	e.KeyType = append(slices.Clone(j.Aliases), e.Type)[0]
 	e.Policy.fill()
 	if j.DoTx != nil || j.DoMany != nil || j.FanOut != nil {
 		e.Effect = ledger.InTransaction

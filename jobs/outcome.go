@@ -79,6 +79,7 @@ func Meant(err error) Meaning {
 // An Attempt is what a body may know about itself. See [Current].
 type Attempt struct {
 	JobType string
+	KeyType string // the first name that the type ever had; effect keys are made of it, so that a rename keeps them
 	Entity  string
 	Number  int   // 1 for the first
 	Run     int64 // the run that asked for it; 0: none
@@ -89,7 +90,7 @@ type Attempt struct {
 
 // EffectKey is the key to give to a provider that ignores repeats: the same for every
 // attempt on this entity, another one only for forced work.
-func (a *Attempt) EffectKey() string { return ledger.EffectKey(a.JobType, a.Entity, a.Epoch) }
+func (a *Attempt) EffectKey() string { return ledger.EffectKey(a.KeyType, a.Entity, a.Epoch) }
 
 // Note keeps a sentence about this attempt: the log line of its outcome, and the way to
 // say that it succeeded in a lesser way. It must not be called after the body returned.

@@ -41,8 +41,8 @@ type Claim struct {
 //
 // A crash before the commit leaves nothing. After it, the claims are found with a dead
 // owner, and their effect class says what that means. On an error the claims may still
-// be committed, when only the answer was lost; they are then this worker's own, and
-// nobody acts on them until it is declared dead.
+// be committed, when only the answer was lost. They are then this worker's own, and it is
+// this worker that must find them when their messages come again.
 func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate) ([]Claim, error) {
 	order := make([]int, len(cs)) // in key order, so that two claims never lock in opposite orders
 	for i := range order {

@@ -131,7 +131,7 @@
 //	                                                                TestLostReplyToACompletionOfADeadWorker
 //	insert fact, reply lost         –                               settled again, nothing changes
 //	                                                                TestLostReplyToAClaimlessCompletion
-//	claim, reply lost               look                            ongoing: nobody acts on it until A is declared dead
+//	claim, reply lost               look                            ongoing for B; A itself, when it looks, knows that nobody of its own has it, and takes it over
 //	                                                                TestLostReplyToAClaim
 //	fail, reply lost                take over                       settled again, A is refused, B's claim stays as it is
 //	                                                                TestLostReplyToAFailure

@@ -107,7 +107,7 @@ CREATE INDEX attempt_at ON oncemore.attempt USING brin (at);
 -- Input that could not be worked: kept and listed, once per content.
 CREATE TABLE oncemore.parked (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    reason   text        NOT NULL,               -- undecodable | unknown_type | conflict | not_ready
+    reason   text        NOT NULL,               -- undecodable | unknown_type | conflict | not_ready, or the reason for which it waited too long
     type     text        NOT NULL,
     entity   text        NOT NULL,
     body     text        NOT NULL,               -- capped

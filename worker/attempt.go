@@ -30,7 +30,7 @@ func (l *life) begin(it *item) *attemptContext {
 	o := it.outcome("")
 	it.began = time.Now()
 	return &attemptContext{Context: l.jobs, timeout: it.kind.Erased.Timeout, deadline: it.began.Add(it.kind.Erased.Timeout),
-		attempt: jobs.Attempt{JobType: it.kind.name, Entity: it.Entity, Number: o.Attempts, Run: it.Run, Epoch: o.Epoch}}
+		attempt: jobs.Attempt{JobType: it.kind.name, KeyType: it.kind.KeyType, Entity: it.Entity, Number: o.Attempts, Run: it.Run, Epoch: o.Epoch}}
 }
 
 // do runs the body once.

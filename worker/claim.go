@@ -76,9 +76,11 @@ func (l *life) orphaned(it *item) bool {
 }
 
 // needsClaim: all do, but a first delivery of work that may repeat and is plainly missing.
+// Outside the database two versions of a source must not be worked side by side: the older
+// could write last.
 func (it *item) needsClaim() bool {
 	k, st := it.kind, &it.standing
-	return !k.Effect().MayRepeat() || k.Erased.FanOut != nil || it.Received > 1 || it.Epoch != 0 ||
+	return !k.Effect().MayRepeat() || k.Erased.FanOut != nil || it.Received > 1 || it.Epoch != 0 || it.want.SourceVersion != 0 && k.Erased.Do != nil ||
 		st.Reason != ledger.Missing || st.Open != nil
 }
 

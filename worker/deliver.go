@@ -211,9 +211,7 @@ func (l *life) work(task []*item) {
 		return
 	}
 	it := task[0]
-	if o := it.standing.Open; o != nil && o.Abandoned() && o.Attempts >= suspicious {
-		// Workers died over it again and again. It may be what killed them, so such items run
-		// one at a time, and a crash charges no innocent neighbour with an attempt.
+	if it.suspicious() {
 		l.suspects.Lock()
 		defer l.suspects.Unlock()
 	}
@@ -228,8 +226,7 @@ func (l *life) work(task []*item) {
 	}
 
 	// It may be what kills its workers: then there is an end to that as well.
-	if o := it.standing.Open; o != nil && o.Abandoned() && o.Attempts >= k.Erased.Attempts {
-		l.exhausted(it, o.Attempts)
+	if l.exhausted(it) {
 		return
 	}
 
@@ -267,10 +264,14 @@ func (l *life) work(task []*item) {
 	// costs one redelivery that ends at "done".
 }
 
-// suspicious is how many attempts in a row must have ended with a worker's death before
-// an item runs alone. Most of what a dead worker leaves behind did not kill it, and must
-// not wait in line.
-const suspicious = 2
+// suspicious tells whether workers died over it again and again. It may be what killed
+// them, so such items run one at a time, and a crash charges no innocent neighbour with an
+// attempt. Once is not enough: most of what a dead worker leaves behind did not kill it,
+// and must not wait in line.
+func (it *item) suspicious() bool {
+	o := it.standing.Open
+	return o != nil && o.Abandoned() && o.Attempts >= 2
+}
 
 // mayStart tells whether it may still begin; else it ends here.
 func (l *life) mayStart(it *item) bool {
@@ -322,10 +323,15 @@ func (l *life) ask(it *item) bool {
 }
 
 // exhausted ends an item whose workers died over it as often as it may be attempted.
-func (l *life) exhausted(it *item, attempts int) {
-	it.end = ending{err: fmt.Errorf("its worker died over each of its last attempts, %d in all", attempts)}
+func (l *life) exhausted(it *item) bool {
+	o := it.standing.Open
+	if o == nil || !o.Abandoned() || o.Attempts < it.kind.Erased.Attempts {
+		return false
+	}
+	it.end = ending{err: fmt.Errorf("its worker died over each of its last attempts, %d in all", o.Attempts)}
 	it.end.outcome = it.outcome(ledger.GaveUp)
 	l.endItem(it)
+	return true
 }
 
 // notReady ends an item that cannot be done yet. With a source it is missing there, and a
@@ -342,15 +348,15 @@ func (l *life) notReady(it *item) {
 	l.endItem(it)
 }
 
-// maxDeferred bounds how often work without a source is sent on for later: with growing
-// waits, about a day and a half.
+// maxDeferred bounds how often work without a source is sent on for later: with waits that
+// double up to an hour and a half, a little more than a day.
 const maxDeferred = 30
 
 // later is the message that carries an item on, unchanged, to another time. d 0 waits the
 // longer the more often it was sent on.
 func (it *item) later(d time.Duration) *queue.Message {
 	if d == 0 {
-		d = min(time.Second<<min(it.Deferred, 12), time.Hour+30*time.Minute)
+		d = min(time.Second<<min(it.Deferred, 13), 90*time.Minute)
 	}
 	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: it.raw}},
 		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}

@@ -19,6 +19,7 @@ import (
 func (l *life) recheck(ctx context.Context) {
 	tick := time.NewTicker(l.config.Recheck)
 	defer tick.Stop()
+	after := map[*kind]string{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -27,49 +28,70 @@ func (l *life) recheck(ctx context.Context) {
 		}
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
-				l.recheckKind(ctx, k)
+				after[k] = l.recheckKind(ctx, k, after[k])
 			}
 		}
 	}
 }
 
-// recheckMost bounds one round, so that a provider in trouble is not asked without end.
-const recheckMost = 200
+// One round is bounded, so that a provider in trouble is not asked without end; and the
+// next one begins behind it, so that a few that never get an answer do not stand in the
+// way of the others.
+const (
+	recheckMost   = 200 // entities of a type in one round
+	recheckErrors = 5   // in a row end the round: the provider is away
+)
 
-func (l *life) recheckKind(ctx context.Context, k *kind) {
+// recheckKind makes one round over what is in doubt of k, behind the entity after. It
+// returns where the next round begins.
+func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 	var doubts []*ledger.Open
-	for o, err := range l.ledger.Opens(ctx, &k.Type, ledger.Doubtful, "", recheckMost) {
+	for o, err := range l.ledger.Opens(ctx, &k.Type, ledger.Doubtful, after, recheckMost) {
 		if err != nil {
 			if ctx.Err() == nil {
 				l.log.Warn("listing doubts failed", "type", k.name, "error", err)
 			}
-			return
+			return after
 		}
 		doubts = append(doubts, o)
 	}
+	silent := 0
 	for _, o := range doubts {
-		in, err := k.Erased.Decode(o.Entity, []byte(o.Args))
+		done, err := l.askAgain(ctx, k, o)
 		if err != nil {
-			continue // it stays listed
+			if silent++; silent == recheckErrors || ctx.Err() != nil {
+				return o.Entity
+			}
+			continue // it stays listed, and is asked about again
 		}
-		limit, cancel := context.WithTimeout(ctx, k.Erased.Timeout)
-		// The check may ask for the effect key, as it may when an attempt asks it.
-		attempt := &jobs.Attempt{JobType: k.name, Entity: o.Entity, Number: o.Attempts, Run: o.Run, Epoch: o.Epoch}
-		var done bool
-		err = safely(func() (err error) { done, err = k.Erased.Done(jobs.NewContext(limit, attempt), in.Args); return err })
-		cancel()
-		if err != nil {
-			return // it cannot tell now: the next round asks again
-		}
+		silent = 0
 		verdict := ledger.Verdict{Done: done, Evidence: ledger.DoneCheck, By: "done-check", Why: "asked again by " + l.config.Name}
 		if err := l.resolve(ctx, k, o, verdict); errors.Is(err, ledger.ErrChanged) {
 			continue // another worker, or an operator, was faster
 		} else if err != nil {
 			l.log.Warn("doubt not resolved", "type", k.name, "entity", o.Entity, "error", err)
-			return
+			continue
 		}
 		l.log.Info(fmt.Sprintf("%s was in doubt: the done-check says done=%t", k.name, done), "type", k.name, "entity", o.Entity, "outcome", "resolved")
 	}
+	if len(doubts) < recheckMost {
+		return "" // from the beginning
+	}
+	return doubts[len(doubts)-1].Entity
+}
+
+// askAgain asks the done-check about o. The check may ask for the effect key, as it may
+// when an attempt asks it.
+func (l *life) askAgain(ctx context.Context, k *kind, o *ledger.Open) (done bool, err error) {
+	in, err := k.Erased.Decode(o.Entity, []byte(o.Args))
+	if err != nil {
+		return false, err
+	}
+	limit, cancel := context.WithTimeout(ctx, k.Erased.Timeout)
+	defer cancel()
+	attempt := &jobs.Attempt{JobType: k.name, KeyType: k.KeyType, Entity: o.Entity, Number: o.Attempts, Run: o.Run, Epoch: o.Epoch}
+	err = safely(func() (err error) { done, err = k.Erased.Done(jobs.NewContext(limit, attempt), in.Args); return err })
+	return done, err
 }
 
 // resolve ends a doubt, and sends the message of another attempt in the same transaction.

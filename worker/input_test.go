@@ -39,7 +39,6 @@ func TestI5SkippingWritesNothing(t *testing.T) {
 			sendMessages(t, pgq(pool), pack(t, 1, 100), pack(t, 5, 9))
 			enqueue(t, pgq(pool), letter{1}, letter{1}, letter{50})
 			run(t, pool, set, worker.Config{}, func() bool { return ask(t, pool, quiet) })
-			t.Log(before)
 			if after := writes(t, pool); after != before {
 				t.Errorf("skipping wrote:\nbefore %s\nafter  %s", before, after)
 			}

@@ -20,7 +20,9 @@ type planned struct {
 	packs   int
 	items   int64 // sent
 	skipped int64 // named, and done already
-	open    int64 // named, and open: somebody is at it, or it waits
+	going   int64 // named, and open: somebody is at it, or it waits for its next attempt
+	failed  int64 // named, and listed as failed
+	inDoubt int64 // named, and in doubt
 }
 
 // planSQL plans a source that is a query, inside the server: it names, subtracts what is
@@ -55,7 +57,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	// The query's entity is computed once: OFFSET 0 keeps the expression from being pulled
 	// up to every place that compares it. What has neither facts nor claims is not joined, and
 	// then nothing needs to be told apart.
-	done, open, joins, barrier, todo := `false`, `false`, ``, ``, ``
+	done, open, trouble, joins, barrier, todo := `false`, `false`, `NULL::text`, ``, ``, ``
 	if facts {
 		done = `l.entity IS NOT NULL`
 		joins += `
@@ -63,7 +65,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
          AND coalesce(l.epoch, 0) >= ` + arg(r.epoch) + `::bigint AND coalesce(l.version, 0) >= ` + arg(child.Type.Version) + `::int` + stale
 	}
 	if claims {
-		open = `c.entity IS NOT NULL`
+		open, trouble = `c.entity IS NOT NULL`, `c.trouble`
 		if !r.planned { // a call asks for what has failed as well
 			open += ` AND c.trouble IS DISTINCT FROM 'failed'`
 		}
@@ -76,16 +78,18 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	}
 	statement := `
 WITH named AS (
-    SELECT s.*, ` + done + ` AS oncemore_done, ` + open + ` AS oncemore_open
+    SELECT s.*, ` + done + ` AS oncemore_done, ` + open + ` AS oncemore_open, ` + trouble + ` AS oncemore_trouble
     FROM (SELECT coalesce(q.entity::text, '') COLLATE "C" AS entity` + others(columns) + ` FROM (` + query + `
     ) q OFFSET 0) s` + joins + barrier + `
 ), numbered AS (
-    SELECT s.entity, s.oncemore_done AS done,
+    SELECT s.entity, s.oncemore_done AS done, CASE WHEN s.oncemore_open AND NOT s.oncemore_done THEN coalesce(s.oncemore_trouble, '') END AS open,
            CASE WHEN s.oncemore_done OR s.oncemore_open THEN -1 ELSE nextval('oncemore.plan_item') / ` + arg(child.PackSize) + `::int END AS pack,
            CASE WHEN NOT (s.oncemore_done OR s.oncemore_open) THEN ` + argsOf(columns) + ` END AS args
     FROM named s
 ), packs AS MATERIALIZED (
-    SELECT pack >= 0 AS todo, count(*) AS n, count(*) FILTER (WHERE done) AS done, ` + arg(r.packs) + `::int - 1 + row_number() OVER (PARTITION BY pack >= 0 ORDER BY pack) AS number,
+    SELECT pack >= 0 AS todo, count(*) AS n, count(*) FILTER (WHERE done) AS done,
+           count(*) FILTER (WHERE open = 'failed') AS failed, count(*) FILTER (WHERE open = 'in_doubt') AS in_doubt,
+           ` + arg(r.packs) + `::int - 1 + row_number() OVER (PARTITION BY pack >= 0 ORDER BY pack) AS number,
            array_agg(entity)` + todo + ` AS entities, array_agg(args)` + todo + ` AS args
     FROM numbered GROUP BY pack
 ), sealed AS (
@@ -96,13 +100,14 @@ WITH named AS (
     FROM packs WHERE todo ORDER BY number
 )
 SELECT count(*) FILTER (WHERE todo), coalesce(sum(n) FILTER (WHERE todo), 0)::bigint,
-       coalesce(sum(done) FILTER (WHERE NOT todo), 0)::bigint, coalesce(sum(n - done) FILTER (WHERE NOT todo), 0)::bigint
+       coalesce(sum(done), 0)::bigint, coalesce(sum(n - done - failed - in_doubt) FILTER (WHERE NOT todo), 0)::bigint,
+       coalesce(sum(failed), 0)::bigint, coalesce(sum(in_doubt), 0)::bigint
 FROM packs`
 	if _, err := tx.Exec(ctx, `SELECT set_config('work_mem', '128MB', true), set_config('jit', 'off', true)`); err != nil {
 		return planned{}, err
 	}
 	var p planned
-	if err := tx.QueryRow(ctx, statement, params...).Scan(&p.packs, &p.items, &p.skipped, &p.open); err != nil {
+	if err := tx.QueryRow(ctx, statement, params...).Scan(&p.packs, &p.items, &p.skipped, &p.going, &p.failed, &p.inDoubt); err != nil {
 		return planned{}, err
 	}
 	if claims && !r.planned {
@@ -269,8 +274,12 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 		switch {
 		case st.Reason == ledger.Done || st.Reason == ledger.Conflict && st.Fact != nil:
 			p.skipped++
+		case st.Open != nil && !revived && st.Open.Trouble == ledger.FailedFor:
+			p.failed++
+		case st.Open != nil && st.Open.Trouble == ledger.Doubtful:
+			p.inDoubt++
 		case st.Open != nil && !revived:
-			p.open++
+			p.going++
 		default:
 			todo = append(todo, c.items[i])
 		}

@@ -35,6 +35,7 @@ type run struct {
 	verified int // packs below this number are all facts
 	skipped  int64
 	resent   int
+	visits   int
 	age      time.Duration
 	open, failed, inDoubt,
 	notReady int64
@@ -131,7 +132,7 @@ const lockClaimSQL = `SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entit
 func (l *life) openRun(ctx context.Context, tx pgx.Tx, it *item, child *kind) (*run, error) {
 	r := &run{}
 	err := tx.QueryRow(ctx, openRunSQL, it.kind.ID, it.Entity, child.ID, it.claim.Epoch).
-		Scan(&r.id, &r.epoch, &r.planned, &r.cursor, &r.items, &r.packs, &r.verified, &r.skipped, &r.resent, &r.age)
+		Scan(&r.id, &r.epoch, &r.planned, &r.cursor, &r.items, &r.packs, &r.verified, &r.skipped, &r.resent, &r.notReady, &r.visits, &r.age)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +142,7 @@ func (l *life) openRun(ctx context.Context, tx pgx.Tx, it *item, child *kind) (*
 const openRunSQL = `
 INSERT INTO oncemore.run AS r (parent_type, parent_entity, job_type, epoch, visits) VALUES ($1, $2, $3, $4, 1)
 ON CONFLICT (parent_type, parent_entity) WHERE ended_at IS NULL DO UPDATE SET visits = r.visits + 1
-RETURNING r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, clock_timestamp() - r.started_at`
+RETURNING r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.not_ready, r.visits, clock_timestamp() - r.started_at`
 
 // cursor is where the planning of a source in Go goes on.
 func (l *life) cursor(ctx context.Context, it *item) (after string, err error) {
@@ -160,7 +161,7 @@ func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error
 	}
 	r.add(p)
 	r.skipped += p.skipped
-	r.open = p.items + p.open
+	r.open = p.items + p.going + p.failed + p.inDoubt
 	r.planned = true
 	if read.items != nil && !read.end {
 		r.planned, r.cursor = false, read.after
@@ -188,8 +189,12 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan 
 	if err != nil || going > 0 {
 		return err
 	}
+	if missing < r.notReady {
+		r.resent = 0 // some of them were ready after all
+	}
+	r.notReady = missing
 	if missing > 0 && r.resent >= maxResends {
-		r.ended, r.notReady = true, missing
+		r.ended = true
 		return nil
 	}
 	p, err := plan()
@@ -200,9 +205,12 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan 
 	r.packs += p.packs
 	r.items += max(0, late)
 	r.open += p.items
+	// What the source names and an earlier call left open is waited for as well, or counted.
+	r.failed, r.inDoubt = max(r.failed, p.failed), max(r.inDoubt, p.inDoubt)
 	switch {
+	case p.items == 0 && p.going > 0:
 	case p.items == 0:
-		r.ended, r.notReady = true, missing
+		r.ended = true
 		r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0
 	case missing > 0:
 		r.resent++
@@ -321,7 +329,7 @@ func (r *run) story(it *item) string {
 		return fmt.Sprintf("run %d of %s %s is complete: %d done, %d skipped as done before", r.id, it.kind.name, it.Entity, r.items, r.skipped)
 	case r.ended:
 		return fmt.Sprintf("run %d of %s %s has ended: of %d %d failed, %d in doubt, %d not ready", r.id, it.kind.name, it.Entity, r.items, r.failed, r.inDoubt, r.notReady)
-	case r.verified == 0 && r.age < time.Second:
+	case r.visits == 1:
 		return fmt.Sprintf("run %d of %s %s is planned: %d to do, %d skipped as done", r.id, it.kind.name, it.Entity, r.items, r.skipped)
 	}
 	return fmt.Sprintf("run %d of %s %s goes on: at least %d of %d open", r.id, it.kind.name, it.Entity, r.open, r.items)

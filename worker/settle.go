@@ -69,6 +69,7 @@ func (l *life) settle(k *kind, items []*item) {
 	if err := l.ledger.RecordDisputes(l.record, &k.Type, l.lease.ID, outs); err != nil {
 		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
 	}
+	l.redo(k, items)
 	if len(sweep) > 0 {
 		if err := l.ledger.Sweep(l.record, &k.Type, sweep); err != nil {
 			l.log.Warn("claims of done work stay for now", "type", k.name, "error", err)
@@ -76,6 +77,29 @@ func (l *life) settle(k *kind, items []*item) {
 	}
 	l.tell(items)
 	l.leave(items, acks)
+}
+
+// redo has repeatable work done once more that was reported after its claim was lost: an
+// older version of the source may just have overwritten the output of a newer one. Under a
+// new epoch the last write is of the newest source. A crash before it costs just that; the
+// attempt is listed as disputed.
+func (l *life) redo(k *kind, items []*item) {
+	if k.Effect() != ledger.Repeatable {
+		return
+	}
+	for _, it := range items {
+		if !it.end.outcome.Refused || it.end.outcome.State != ledger.Completed || it.want.SourceVersion == 0 {
+			continue
+		}
+		m := it.retry(0)
+		err := l.pool.QueryRow(l.record, `SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
+		if err == nil {
+			err = l.pg.Send(l.record, *m)
+		}
+		if err != nil {
+			l.log.Error("late work not done again: its output may be of an older source", "type", k.name, "entity", it.Entity, "error", err)
+		}
+	}
 }
 
 // persist runs a settlement until it is committed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -32,9 +33,13 @@ func (l *life) doTx(it *item) {
 
 // workMany brings the items of one DoMany task to their end.
 func (l *life) workMany(task []*item) {
+	if slices.ContainsFunc(task, (*item).suspicious) {
+		l.suspects.Lock()
+		defer l.suspects.Unlock()
+	}
 	ready := make([]*item, 0, len(task))
 	for _, it := range task {
-		if l.mayStart(it) && l.ask(it) && l.claimOne(it) {
+		if l.mayStart(it) && l.ask(it) && !l.exhausted(it) && l.claimOne(it) {
 			ready = append(ready, it)
 		}
 	}
