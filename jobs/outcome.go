@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,7 +80,7 @@ func Meant(err error) Meaning {
 // An Attempt is what a body may know about itself. See [Current].
 type Attempt struct {
 	JobType string
-	KeyType string // the first name that the type ever had; effect keys are made of it, so that a rename keeps them
+	KeyType string // the first name that the type ever had; effect keys are made of it, so that a rename keeps them; empty: JobType
 	Entity  string
 	Number  int   // 1 for the first
 	Run     int64 // the run that asked for it; 0: none
@@ -90,7 +91,9 @@ type Attempt struct {
 
 // EffectKey is the key to give to a provider that ignores repeats: the same for every
 // attempt on this entity, another one only for forced work.
-func (a *Attempt) EffectKey() string { return ledger.EffectKey(a.KeyType, a.Entity, a.Epoch) }
+func (a *Attempt) EffectKey() string {
+	return ledger.EffectKey(cmp.Or(a.KeyType, a.JobType), a.Entity, a.Epoch)
+}
 
 // Note keeps a sentence about this attempt: the log line of its outcome, and the way to
 // say that it succeeded in a lesser way. It must not be called after the body returned.

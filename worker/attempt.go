@@ -46,6 +46,8 @@ func (l *life) do(it *item) error {
 func (l *life) check(it *item, name string, f func(context.Context, jobs.Args) (bool, error)) (answer bool, err error) {
 	ctx := l.begin(it)
 	defer ctx.end()
+	it.asking.Store(true)
+	defer it.asking.Store(false)
 	err = guard(it, func() error { answer, err = f(ctx, it.args); return err })
 	if err != nil {
 		return false, fmt.Errorf("%s-check: %w", name, err)
@@ -152,9 +154,12 @@ func errorClass(err error) string {
 	}
 }
 
+var errClogged = errors.New("every slot has a body that ignores the end of its context")
+
 // watch fences off bodies that ignore the end of their context: their attempt is judged
 // as a timeout, so that the work goes on elsewhere. The slot stays theirs, and Health says
-// so. What they still report is refused, and kept as disputed.
+// so. What they still report is refused, and kept as disputed. When no slot is left, what
+// waits for one is given back, and nothing more is received: others can do it.
 func (l *life) watch(ctx context.Context) {
 	tick := time.NewTicker(min(time.Second, l.stuckGrace))
 	defer tick.Stop()
@@ -163,9 +168,19 @@ func (l *life) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			for _, task := range l.slots.overdue(now, l.stuckGrace) {
+			stuck := l.slots.overdue(now, l.stuckGrace)
+			for _, task := range stuck {
 				for _, it := range task {
 					l.fenceOff(it)
+				}
+			}
+			clogged := len(stuck) >= l.config.Slots
+			if clogged {
+				l.slots.shed(func(its []*item) { l.giveBack(its, errClogged) })
+			}
+			if l.clogged.Swap(clogged) && !clogged {
+				for _, b := range l.inboxes {
+					b.freed()
 				}
 			}
 		}
@@ -173,7 +188,8 @@ func (l *life) watch(ctx context.Context) {
 }
 
 func (l *life) fenceOff(it *item) {
-	if it.ended.Load() || it.kind.Erased.Do == nil {
+	asking := it.asking.Load()
+	if it.ended.Load() || it.kind.Erased.Do == nil && !asking {
 		return // inside a transaction the transaction itself is the fence
 	}
 	// A copy is judged: the body's goroutine still owns the original, and finds it ended.
@@ -182,5 +198,9 @@ func (l *life) fenceOff(it *item) {
 		return
 	}
 	l.log.Error("body ignores the end of its context: fenced off", "type", it.kind.name, "entity", it.Entity, "timeout", it.kind.Erased.Timeout)
-	l.judge(shadow, fmt.Errorf("%w: the attempt ignored its timeout of %s and was fenced off", context.DeadlineExceeded, it.kind.Erased.Timeout))
+	err := fmt.Errorf("%w: the attempt ignored its timeout of %s and was fenced off", context.DeadlineExceeded, it.kind.Erased.Timeout)
+	if asking {
+		err = notTried{err}
+	}
+	l.judge(shadow, err)
 }

@@ -34,6 +34,7 @@ type item struct {
 	claim    ledger.Claim
 	slot     *slot
 	began    time.Time
+	asking   atomic.Bool // a check runs: nothing has been tried
 	ended    atomic.Bool // decided once, by the body's end or by the watch
 
 	end ending
@@ -80,8 +81,8 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 	var idle []*item
 	for i, it := range items {
 		it.standing = standings[i]
-		if l.orphaned(it) {
-			it.standing.Reason = ledger.Retry
+		if l.orphaned(it) || k.Erased.FanOut != nil && it.standing.Reason == ledger.Failed {
+			it.standing.Reason = ledger.Retry // whoever calls a fan-out again asks for another visit
 		}
 		switch {
 		case !it.standing.Reason.Run():
@@ -291,6 +292,9 @@ func (l *life) ask(it *item) bool {
 	}
 	if k.Erased.Ready != nil {
 		ready, err := l.check(it, "ready", k.Erased.Ready)
+		if it.ended.Load() {
+			return false // it was fenced off meanwhile
+		}
 		if err != nil {
 			l.judge(it, notTried{err})
 			return false
@@ -305,6 +309,7 @@ func (l *life) ask(it *item) bool {
 	}
 	done, err := l.check(it, "done", k.Erased.Done)
 	switch {
+	case it.ended.Load():
 	case err != nil && it.standing.Verify:
 		it.end = ending{err: fmt.Errorf("an earlier attempt may have had its effect, and the done-check cannot tell: %w", err)}
 		it.end.outcome = it.outcome(ledger.Unclear)
@@ -335,13 +340,19 @@ func (l *life) exhausted(it *item) bool {
 }
 
 // notReady ends an item that cannot be done yet. With a source it is missing there, and a
-// later call finds it; without one only this message knows of it.
+// later call finds it; without one, or where it is open and therefore not missing, only
+// this message brings it back.
 func (l *life) notReady(it *item) {
 	it.end = ending{reason: "not_ready"}
 	switch {
-	case !it.kind.Erased.Source.IsZero() || it.Run != 0:
+	case it.standing.Open == nil && (!it.kind.Erased.Source.IsZero() || it.Run != 0):
 	case it.Deferred >= maxDeferred:
-		it.end.park, it.end.err = "not_ready", fmt.Errorf("still not ready after %d postponements", it.Deferred)
+		it.end.err = fmt.Errorf("still not ready after %d postponements", it.Deferred)
+		if it.standing.Open == nil {
+			it.end.park = "not_ready"
+		} else {
+			it.end.reason, it.end.outcome = "", it.outcome(ledger.GaveUp)
+		}
 	default:
 		it.end.send = it.later(0)
 	}

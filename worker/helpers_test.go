@@ -56,6 +56,19 @@ type running struct {
 // begin starts a worker.
 func begin(t testing.TB, pool *pgxpool.Pool, set *jobs.Set, c worker.Config) *running {
 	t.Helper()
+	return runWorker(t, newWorker(t, pool, set, c))
+}
+
+// beginImpatient starts a worker that soon gives up bodies that ignore their context.
+func beginImpatient(t testing.TB, pool *pgxpool.Pool, set *jobs.Set, c worker.Config) *running {
+	t.Helper()
+	w := newWorker(t, pool, set, c)
+	w.SetStuckGrace(50 * time.Millisecond)
+	return runWorker(t, w)
+}
+
+func newWorker(t testing.TB, pool *pgxpool.Pool, set *jobs.Set, c worker.Config) *worker.Worker {
+	t.Helper()
 	if c.Log == nil {
 		c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
@@ -63,7 +76,7 @@ func begin(t testing.TB, pool *pgxpool.Pool, set *jobs.Set, c worker.Config) *ru
 	if err != nil {
 		t.Fatal(err)
 	}
-	return runWorker(t, w)
+	return w
 }
 
 func runWorker(t testing.TB, w *worker.Worker) *running {

@@ -60,7 +60,7 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 	wait := 100 * time.Millisecond
 	for ctx.Err() == nil {
 		n := b.space(l.most(), l.slots.hungry())
-		if n == 0 {
+		if n == 0 || l.clogged.Load() {
 			select {
 			case <-ctx.Done():
 			case <-b.room:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +15,8 @@ import (
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/memqueue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 	"github.com/oncemore-jobs/oncemore/worker"
 )
@@ -52,7 +55,7 @@ func TestAWorkerThatIsDeclaredDeadStopsAndBeginsAnew(t *testing.T) {
 				want = "in_doubt"
 			}
 			for _, entity := range []string{"1", "2"} {
-				eventually(t, "letter "+entity+" is "+want, func() bool { return standing(t, pool, entity)[:len(want)] == want })
+				eventually(t, "letter "+entity+" is "+want, func() bool { return strings.HasPrefix(standing(t, pool, entity), want) })
 			}
 			eventuallyRow(t, pool, "no message is left", quiet)
 			eventuallyRow(t, pool, "it lives again under another id", `SELECT count(*) = 1 FROM oncemore.worker WHERE id <> $1 AND dead_at IS NULL`, first)
@@ -83,8 +86,10 @@ func TestI2OneCompletionWhatADeadWorkerReportsAfterATakeoverChangesNothing(t *te
 	a := begin(t, pool, deaf, worker.Config{Lease: time.Minute})
 	within(t, "A's body has begun", g.entered)
 	mustExec(t, pool, `UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'lapsed'`)
-	b := begin(t, pool, prompt, worker.Config{})
-	enqueue(t, pgq(pool), letter{1})
+	// Only B reads this queue, so that it is B who learns of the work.
+	other := memqueue.New()
+	b := begin(t, pool, prompt, worker.Config{Queues: map[string]queue.Queue{"other": other}})
+	enqueue(t, other, letter{1})
 	eventually(t, "B has taken it over and completed it", func() bool { return standing(t, pool, "1") == "done r 2" })
 	mustStop(t, b)
 	facts := `SELECT sum(hashtextextended(l::text, 0)) % 1000000007 FROM oncemore.ledger l`
@@ -125,7 +130,7 @@ func TestI1NoLossWhenAllConnectionsBreak(t *testing.T) {
 	sendMessages(t, pgq(pool), together(t, errands...))
 	enqueue(t, pgq(pool), mailing{1})
 	w := begin(t, pool, set, worker.Config{Lease: 2 * time.Second})
-	// The test asks over a connection of its own, which is named to be spared.
+	// The test asks over a connection of its own, which is spared.
 	conn := ownConn(t, pool)
 	asks := func(query string, args ...any) (is bool) {
 		if err := conn.QueryRow(t.Context(), query, args...).Scan(&is); err != nil {
@@ -219,6 +224,28 @@ func TestI1NoLossARetryThatIsNotReadyComesAgain(t *testing.T) {
 	w := begin(t, pool, set, worker.Config{})
 	eventually(t, "it is done", func() bool { return standing(t, pool, "1") == "done r 2" })
 	eventuallyRow(t, pool, "no message is left", quiet)
+	mustStop(t, w)
+}
+
+func TestI1NoLossWhatNeverGetsReadyIsListedInTheEnd(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Keyed(time.Hour), Policy: jobs.Policy{Backoff: quickly},
+		Ready: func(ctx context.Context, l letter) (bool, error) {
+			return l.N == 2 && count(t, pool, `SELECT count(*) FROM oncemore.claim`) == 0, nil
+		},
+		Do: func(context.Context, letter) error { return jobs.RetryAfter(time.Hour, errTrouble) }})
+	first := pack(t, 1, 2)
+	w := begin(t, pool, set, worker.Config{})
+	sendMessages(t, pgq(pool), first)
+	eventually(t, "letter 2 has been tried", func() bool { return standing(t, pool, "2") == "retrying 1" })
+	// A day later: both have been sent on for later as often as that is done.
+	mustExec(t, pool, `UPDATE oncemore.claim SET not_before = now()`)
+	mustExec(t, pool, `DELETE FROM oncemore.message`)
+	first.Deferred = 30
+	sendMessages(t, pgq(pool), first)
+	eventually(t, "letter 2, which was begun, is listed as failed", func() bool { return standing(t, pool, "2") == "failed 1" })
+	eventuallyRow(t, pool, "letter 1 is parked", `SELECT EXISTS (SELECT FROM oncemore.parked WHERE reason = 'not_ready' AND entity = '1') AND NOT EXISTS (SELECT FROM oncemore.message)`)
 	mustStop(t, w)
 }
 

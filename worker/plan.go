@@ -226,11 +226,12 @@ type chunk struct {
 	items []queue.Item
 	wants []ledger.Want
 	after string // the last entity read
-	end   bool   // the source has no more
+	more  bool   // the source may have more behind it
+	inGo  bool   // false for the zero chunk: the source is not in Go
 }
 
 func readChunk(ctx context.Context, src jobs.Source, child *kind, after string) (chunk, error) {
-	c := chunk{after: after, end: true}
+	c := chunk{after: after, inGo: true}
 	for a, err := range src.Each(ctx, after) {
 		if err != nil {
 			return c, fmt.Errorf("source: %w", err)
@@ -247,7 +248,7 @@ func readChunk(ctx context.Context, src jobs.Source, child *kind, after string) 
 		c.wants = append(c.wants, ledger.Want{Entity: it.Entity, Fingerprint: in.Fingerprint, SourceVersion: in.SourceVersion})
 		c.after = it.Entity
 		if len(c.items) == seqChunk {
-			c.end = false
+			c.more = true
 			break
 		}
 	}

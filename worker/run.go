@@ -107,7 +107,7 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 			return err
 		}
 		plan := func() (planned, error) {
-			if read.items != nil || read.end {
+			if read.inGo {
 				return l.planChunk(ctx, tx, r, child, read)
 			}
 			return l.planSQL(ctx, tx, r, child, src)
@@ -115,7 +115,7 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 		if !r.planned {
 			err = l.planFirst(r, read, plan)
 		} else {
-			err = l.follow(ctx, tx, r, child, plan)
+			err = l.follow(ctx, tx, r, child, read, plan)
 		}
 		if err != nil {
 			return err
@@ -162,8 +162,8 @@ func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error
 	r.add(p)
 	r.skipped += p.skipped
 	r.open = p.items + p.going + p.failed + p.inDoubt
-	r.planned = true
-	if read.items != nil && !read.end {
+	r.planned, r.cursor = true, ""
+	if read.more {
 		r.planned, r.cursor = false, read.after
 	}
 	return nil
@@ -175,7 +175,7 @@ func (r *run) add(p planned) {
 }
 
 // follow looks how far the plan is, and ends the run when nothing is left to wait for.
-func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan func() (planned, error)) error {
+func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read chunk, plan func() (planned, error)) error {
 	// Messages first, facts later: what was acknowledged before we asked for messages is
 	// then visible as facts and claims, because both were committed together.
 	var waiting bool
@@ -201,10 +201,22 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan 
 	if err != nil {
 		return err
 	}
-	late := p.items - missing // what the plan does not have yet
+	late := p.items // what the plan did not have yet
+	if missing > 0 && p.items > 0 {
+		if err := tx.QueryRow(ctx, lateSQL, r.id, r.packs).Scan(&late); err != nil {
+			return err
+		}
+	}
 	r.packs += p.packs
-	r.items += max(0, late)
-	r.open += p.items
+	r.items += late
+	r.open += late
+	// A source in Go is asked in pieces. Only a whole walk over it that finds nothing is the
+	// end; what is found begins the walk anew when it is done.
+	r.cursor = ""
+	if read.more && p.items == 0 && p.going == 0 {
+		r.cursor = read.after
+		return nil
+	}
 	// What the source names and an earlier call left open is waited for as well, or counted.
 	r.failed, r.inDoubt = max(r.failed, p.failed), max(r.inDoubt, p.inDoubt)
 	switch {
@@ -219,6 +231,11 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, plan 
 	}
 	return nil
 }
+
+const lateSQL = `
+SELECT count(*) FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
+WHERE p.run = $1 AND p.pack >= $2
+  AND e.entity NOT IN (SELECT unnest(q.entities) FROM oncemore.run_pack q WHERE q.run = $1 AND q.pack < $2)`
 
 // verify walks over the sealed packs from the first that is not all facts, and counts. It
 // stops at the first stretch where work still goes on.
@@ -244,9 +261,28 @@ func (l *life) verify(ctx context.Context, tx pgx.Tx, r *run, child *kind) (miss
 			return 0, 0, err
 		}
 	}
+	if going == 0 && missing+r.failed+r.inDoubt > 0 {
+		// What was sent again is in several packs, and is one entity all the same.
+		err = tx.QueryRow(ctx, distinctSQL, r.id, r.verified, child.ID, r.epoch).Scan(&missing, &r.failed, &r.inDoubt)
+		if err != nil {
+			return 0, 0, err
+		}
+	}
 	r.open = missing + going + r.failed + r.inDoubt
 	return missing, going, nil
 }
+
+const distinctSQL = `
+SELECT count(*) FILTER (WHERE NOT e.open), count(*) FILTER (WHERE e.trouble = 'failed'), count(*) FILTER (WHERE e.trouble = 'in_doubt')
+FROM (
+    SELECT DISTINCT e.entity, c.entity IS NOT NULL AS open, c.trouble
+    FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
+    LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l
+                       WHERE l.job_type = $3 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $4 OFFSET 0) l ON true
+    LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c
+                       WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
+    WHERE p.run = $1 AND p.pack >= $2 AND l.entity IS NULL
+) e`
 
 const verifyPacks = 200
 
@@ -308,9 +344,9 @@ SET planned_at = CASE WHEN $2 THEN coalesce(planned_at, clock_timestamp()) END, 
 WHERE id = $1`
 
 // pause is how long until the next visit: a quarter of the run's age, within bounds. While
-// the plan is not whole there is no pause.
+// the plan is not whole, or a walk over its source is not, there is no pause.
 func (r *run) pause() time.Duration {
-	if !r.planned {
+	if !r.planned || r.cursor != "" {
 		return 0
 	}
 	return min(max(r.age/4, 500*time.Millisecond), 30*time.Second)

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -22,10 +23,38 @@ import (
 // commit is lost it tries again: every statement compares fences or keys, and the ledger
 // recognizes its own facts.
 func (l *life) settle(k *kind, items []*item) {
-	outs := make([]*ledger.Outcome, 0, len(items))
-	var sends []queue.Message
-	var parked []*item
 	var sweep []*ledger.Open
+	for _, it := range items {
+		if it.end.reason == ledger.Done && it.standing.Sweep {
+			sweep = append(sweep, it.standing.Open)
+		}
+	}
+	acks := finished(items)
+	outs, err := l.persist(k, items, acks)
+	if err != nil {
+		// As if the process had died here: the claims will be found with a dead owner, the
+		// messages come again. Nothing is lost, and nothing is acknowledged.
+		l.log.Error("outcomes not recorded: their messages come again", "type", k.name, "items", len(items), "error", err)
+		for _, it := range items {
+			it.keep.Store(true)
+		}
+	}
+	if err := l.ledger.RecordDisputes(l.record, &k.Type, l.lease.ID, outs); err != nil {
+		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
+	}
+	l.redo(k, items)
+	if len(sweep) > 0 {
+		if err := l.ledger.Sweep(l.record, &k.Type, sweep); err != nil {
+			l.log.Warn("claims of done work stay for now", "type", k.name, "error", err)
+		}
+	}
+	l.tell(items)
+	l.leave(items, acks)
+}
+
+// gather reads from the endings of items what is to be written together.
+func gather(items []*item) (outs []*ledger.Outcome, sends []queue.Message, parked []*item) {
+	outs = make([]*ledger.Outcome, 0, len(items))
 	for _, it := range items {
 		e := &it.end
 		if e.outcome.State != "" {
@@ -43,40 +72,46 @@ func (l *life) settle(k *kind, items []*item) {
 		if e.park != "" {
 			parked = append(parked, it)
 		}
-		if e.reason == ledger.Done && it.standing.Sweep {
-			sweep = append(sweep, it.standing.Open)
+	}
+	return outs, sends, parked
+}
+
+// taken looks at first completions of which some were recorded by somebody else, and
+// takes those back: the same work may have been done twice side by side, since it may be
+// repeated; with other arguments that must be seen. It tells whether there were any.
+func (l *life) taken(k *kind, items []*item) (found bool) {
+	var first []*item
+	var wants []ledger.Want
+	for _, it := range items {
+		if o := &it.end.outcome; o.State == ledger.Completed && o.Fence == 0 {
+			first, wants = append(first, it), append(wants, it.want)
 		}
 	}
-	acks := finished(items)
-	if len(outs)+len(sends)+len(parked)+len(acks) > 0 {
-		err := l.persist(k, len(items), func(b *pgx.Batch) {
-			ledger.Settle(b, &k.Type, l.lease.ID, outs)
-			l.pg.SendBatch(b, sends...)
-			queueParked(b, parked)
-			for pg, ds := range acks {
-				pg.AckBatch(b, ds...)
-			}
-		}, outs)
-		if err != nil {
-			// As if the process had died here: the claims will be found with a dead owner, the
-			// messages come again. Nothing is lost, and nothing is acknowledged.
-			l.log.Error("outcomes not recorded: their messages come again", "type", k.name, "items", len(items), "error", err)
-			for _, it := range items {
-				it.keep.Store(true)
-			}
+	standings, err := l.ledger.Look(l.record, &k.Type, wants)
+	if err != nil {
+		return false
+	}
+	done := map[string]int64{} // the fingerprint by entity
+	for i, it := range first {
+		fact, twin := standings[i].Fact, false
+		if fact != nil {
+			done[it.Entity] = fact.Fingerprint
+		} else if _, twin = done[it.Entity]; !twin {
+			done[it.Entity] = it.want.Fingerprint // ours, in this very settlement
+			continue
+		}
+		found = true
+		switch {
+		case standings[i].Reason.Run() && !twin: // done by older code
+			it.end = ending{reason: ledger.Ongoing, send: it.later(0)}
+		case done[it.Entity] != it.want.Fingerprint:
+			it.end.outcome, it.end.park = ledger.Outcome{}, string(ledger.Conflict)
+			it.end.err = errors.New("it was done with other arguments at the same time, which the ledger has")
+		default:
+			it.end.outcome = ledger.Outcome{}
 		}
 	}
-	if err := l.ledger.RecordDisputes(l.record, &k.Type, l.lease.ID, outs); err != nil {
-		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
-	}
-	l.redo(k, items)
-	if len(sweep) > 0 {
-		if err := l.ledger.Sweep(l.record, &k.Type, sweep); err != nil {
-			l.log.Warn("claims of done work stay for now", "type", k.name, "error", err)
-		}
-	}
-	l.tell(items)
-	l.leave(items, acks)
+	return found
 }
 
 // redo has repeatable work done once more that was reported after its claim was lost: an
@@ -102,8 +137,12 @@ func (l *life) redo(k *kind, items []*item) {
 	}
 }
 
-// persist runs a settlement until it is committed.
-func (l *life) persist(k *kind, n int, settle func(*pgx.Batch), outs []*ledger.Outcome) error {
+// persist settles items until that is committed, and returns their outcomes.
+func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.Delivery) ([]*ledger.Outcome, error) {
+	outs, sends, parked := gather(items)
+	if len(outs)+len(sends)+len(parked)+len(acks) == 0 {
+		return nil, nil
+	}
 	wait := 50 * time.Millisecond
 	for {
 		ctx, cancel := context.WithTimeout(l.record, 30*time.Second)
@@ -111,31 +150,40 @@ func (l *life) persist(k *kind, n int, settle func(*pgx.Batch), outs []*ledger.O
 			for _, o := range outs {
 				o.Refused = false
 			}
-			settle(b)
+			ledger.Settle(b, &k.Type, l.lease.ID, outs)
+			l.pg.SendBatch(b, sends...)
+			queueParked(b, parked)
+			for pg, ds := range acks {
+				pg.AckBatch(b, ds...)
+			}
 		})
 		cancel()
 		if err == nil {
-			return nil
+			return outs, nil
 		}
 		// Our lease is over, so others may act; or the shutdown has waited long enough.
 		if l.record.Err() != nil || l.lease.Context().Err() != nil {
-			return err
+			return outs, err
 		}
 		if ledger.IsTaken(err) {
+			if l.taken(k, items) {
+				outs, sends, parked = gather(items)
+				continue
+			}
 			for _, o := range outs {
 				o.Again = true
 			}
 			continue
 		}
-		l.log.Warn("settling failed, trying again", "type", k.name, "items", n, "in", wait, "error", err)
+		l.log.Warn("settling failed, trying again", "type", k.name, "items", len(items), "in", wait, "error", err)
 		for _, o := range outs {
 			o.Again = true
 		}
 		select {
 		case <-l.record.Done():
-			return err
+			return outs, err
 		case <-l.lease.Context().Done():
-			return err
+			return outs, err
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, 2*time.Second)

@@ -151,14 +151,9 @@ func TestABodyThatIgnoresItsContextDoesNotKeepRunFromReturning(t *testing.T) {
 		return g.pass(context.Background(), l.Entity()) // deaf
 	}})
 	enqueue(t, pgq(pool), letter{1})
-	nw, err := worker.New(t.Context(), pool, set, worker.Config{Grace: 10 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	nw.SetStuckGrace(100 * time.Millisecond)
-	w := runWorker(t, nw)
+	w := beginImpatient(t, pool, set, worker.Config{Grace: 10 * time.Millisecond})
 	within(t, "the body has begun", g.entered)
-	err = w.stop()
+	err := w.stop()
 	if err == nil || !strings.Contains(err.Error(), "1 bodies running that ignore") {
 		t.Errorf("Run returned %v, want it to say what it left behind", err)
 	}

@@ -112,6 +112,13 @@ func (s *slots) hungry() bool {
 func (s *slots) drain(giveBack func([]*item)) {
 	s.mu.Lock()
 	s.closed = true
+	s.mu.Unlock()
+	s.shed(giveBack)
+}
+
+// shed hands back what has not started.
+func (s *slots) shed(giveBack func([]*item)) {
+	s.mu.Lock()
 	waiting := s.waiting
 	s.waiting = nil
 	s.mu.Unlock()

@@ -13,8 +13,9 @@ import (
 	"github.com/oncemore-jobs/oncemore/worker"
 )
 
-// Worker A runs a body that does not notice the end of its context. It is fenced off, so
-// that worker B can make the next attempt; when A's body reports success after all, that
+// Worker A runs a body, in its only slot, that does not notice the end of its context. The
+// body is fenced off, and A lets go of what it has no slot for, so that worker B can make
+// the next attempt; when A's body reports success after all, that
 // changes nothing and is kept as evidence of a possible double effect.
 func TestABodyThatIgnoresItsTimeoutIsFencedOffAndItsLateSuccessIsDisputed(t *testing.T) {
 	for name, class := range map[string]jobs.Effect{"Repeatable": jobs.Repeatable, "Keyed": jobs.Keyed(time.Hour)} {
@@ -26,14 +27,9 @@ func TestABodyThatIgnoresItsTimeoutIsFencedOffAndItsLateSuccessIsDisputed(t *tes
 				return newSet(t, jobs.Job[letter]{Effect: class, Do: body, Policy: jobs.Policy{Timeout: 50 * time.Millisecond, Backoff: quickly}})
 			}
 			enqueue(t, pgq(pool), letter{1})
-			nw, err := worker.New(t.Context(), pool, job(func(_ context.Context, l letter) error {
+			a := beginImpatient(t, pool, job(func(_ context.Context, l letter) error {
 				return g.pass(context.Background(), l.Entity()) // deaf
 			}), worker.Config{Slots: 1})
-			if err != nil {
-				t.Fatal(err)
-			}
-			nw.SetStuckGrace(50 * time.Millisecond)
-			a := runWorker(t, nw)
 			within(t, "A's body has begun", g.entered)
 			eventually(t, "A's health says that it is stuck", func() bool {
 				err := a.Health()
@@ -85,12 +81,7 @@ func TestI4NoBlindRepeatACheckThatHangsIsNotAnAttempt(t *testing.T) {
 				return true, nil
 			})
 			enqueue(t, pgq(pool), letter{1})
-			nw, err := worker.New(t.Context(), pool, newSet(t, j), worker.Config{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			nw.SetStuckGrace(50 * time.Millisecond)
-			w := runWorker(t, nw)
+			w := beginImpatient(t, pool, newSet(t, j), worker.Config{})
 			eventuallyRow(t, pool, "another slot has done it, or it stays in doubt", `
 SELECT NOT EXISTS (SELECT FROM oncemore.message) AND (EXISTS (SELECT FROM oncemore.ledger) OR EXISTS (SELECT FROM oncemore.claim WHERE trouble = 'in_doubt'))`)
 			close(g.open)
@@ -106,6 +97,7 @@ func TestABodyInATransactionThatIgnoresItsTimeoutLeavesNothing(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	mustExec(t, pool, `CREATE TABLE effect (n int)`)
+	g := newGate()
 	var tries tally
 	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Timeout: 200 * time.Millisecond, Backoff: quickly}, DoTx: func(ctx context.Context, tx pgx.Tx, l letter) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO effect VALUES ($1)`, l.N); err != nil {
@@ -114,21 +106,15 @@ func TestABodyInATransactionThatIgnoresItsTimeoutLeavesNothing(t *testing.T) {
 		if tries.add(l.Entity()) > 1 {
 			return nil
 		}
-		// Past its timeout and the grace the server has ended the transaction.
-		<-ctx.Done()
-		eventually(t, "the server has ended the transaction", func() bool {
-			_, err := tx.Exec(context.Background(), `SELECT 1`)
-			return err != nil
-		})
+		<-g.open
 		return nil // and it believes that all is well
 	}})
 	enqueue(t, pgq(pool), letter{1})
-	nw, err := worker.New(t.Context(), pool, set, worker.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	nw.SetStuckGrace(50 * time.Millisecond)
-	w := runWorker(t, nw)
+	w := beginImpatient(t, pool, set, worker.Config{})
+	inTx := `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction')`
+	eventuallyRow(t, pool, "the body is in its transaction", inTx)
+	eventuallyRow(t, pool, "past its timeout and the grace the server has ended that", `SELECT NOT (`+inTx+`)`)
+	close(g.open)
 	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore.message)`)
 	mustStop(t, w)
 	if n := count(t, pool, `SELECT count(*) FROM effect`); n != 1 || tries.of("1") != 2 {

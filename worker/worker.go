@@ -196,6 +196,7 @@ type life struct {
 	hands    hands
 	suspects sync.Mutex // held while work runs that workers died over again and again: one at a time
 	stopping atomic.Bool
+	clogged  atomic.Bool // every slot is stuck
 }
 
 // live is one life: it ends with ctx, or with the lease.
