@@ -57,7 +57,7 @@ func arrives(s *suite) {
 func packs(s *suite) {
 	odd := []string{
 		`{}`, `null`, `""`, `[]`, ` { "spaces" :  1 } `, `{"b":1,"a":2,"b":3}`, `{"n":1.000000000000000000001e400}`,
-		`"\u0000\ud800 \\ \" {,} NULL"`, `{"text":"Grüße 👩‍👩‍👧 שלום ‮"}`, "{\n\t\"lines\": 1\r\n}", `"` + strings.Repeat("x", 5000) + `"`,
+		`"\u0000\ud800 \\ \" {,} NULL"`, `{"text":"Grüße 👩‍👩‍👧 שלום \u202e"}`, "{\n\t\"lines\": 1\r\n}", `"` + strings.Repeat("x", 5000) + `"`,
 	}
 	names := []string{"e", " ", "NULL", `{"a,b"}`, `back\slash`, "new\nline", "Zürich/東京/🚀", "\x01\x7f", "'; --", "é", "e\u0301", strings.Repeat("ü", 256)}
 	for _, n := range []int{1, 2, 100, queue.MaxItems} {

@@ -1,7 +1,6 @@
 package queuetest
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
@@ -135,7 +134,7 @@ func releasedNow(s *suite) {
 			return true
 		}
 		if time.Since(before) < 2*s.Visibility() {
-			s.Log(fmt.Sprintf("came back only after %v, which may be the visibility timeout's doing", time.Since(held)))
+			s.Logf("came back only after %v, which may be the visibility timeout's doing", time.Since(held))
 		}
 		return false
 	})
