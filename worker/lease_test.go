@@ -239,6 +239,7 @@ func TestI1NoLossWhatNeverGetsReadyIsListedInTheEnd(t *testing.T) {
 	w := begin(t, pool, set, worker.Config{})
 	sendMessages(t, pgq(pool), first)
 	eventually(t, "letter 2 has been tried", func() bool { return standing(t, pool, "2") == "retrying 1" })
+	eventuallyRow(t, pool, "both wait", `SELECT count(*) = 2 FROM oncemore.message WHERE lock = 0`)
 	// A day later: both have been sent on for later as often as that is done.
 	mustExec(t, pool, `UPDATE oncemore.claim SET not_before = now()`)
 	mustExec(t, pool, `DELETE FROM oncemore.message`)

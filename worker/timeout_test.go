@@ -112,7 +112,7 @@ func TestABodyInATransactionThatIgnoresItsTimeoutLeavesNothing(t *testing.T) {
 	enqueue(t, pgq(pool), letter{1})
 	w := beginImpatient(t, pool, set, worker.Config{})
 	inTx := `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction')`
-	eventuallyRow(t, pool, "the body is in its transaction", inTx)
+	eventually(t, "the body is in its transaction", func() bool { return tries.of("1") == 1 && ask(t, pool, inTx) })
 	eventuallyRow(t, pool, "past its timeout and the grace the server has ended that", `SELECT NOT (`+inTx+`)`)
 	close(g.open)
 	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore.message)`)
