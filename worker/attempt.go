@@ -193,7 +193,7 @@ func (l *life) fenceOff(it *item) {
 		return // inside a transaction the transaction itself is the fence
 	}
 	// A copy is judged: the body's goroutine still owns the original, and finds it ended.
-	shadow := &item{parcel: it.parcel, Entity: it.Entity, raw: it.raw, args: it.args, want: it.want, standing: it.standing, claim: it.claim, slot: it.slot}
+	shadow := &item{parcel: it.parcel, Entity: it.Entity, raw: it.raw, args: it.args, want: it.want, standing: it.standing, claim: it.claim, slot: it.slot, recorded: it.recorded}
 	if !it.ended.CompareAndSwap(false, true) {
 		return
 	}

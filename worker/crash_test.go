@@ -245,7 +245,7 @@ func TestAPoisonItemIsFoundAndItsNeighboursAreDone(t *testing.T) {
 		}
 		died := start(t, "Keyed", pool.Config().ConnString(), "POISON=7").died
 		found := false
-		for alive := true; alive && !found; {
+		for alive := true; alive && !found && time.Now().Before(end); {
 			select {
 			case <-died:
 				alive = false

@@ -34,8 +34,9 @@ type item struct {
 	claim    ledger.Claim
 	slot     *slot
 	began    time.Time
-	asking   atomic.Bool // a check runs: nothing has been tried
-	ended    atomic.Bool // decided once, by the body's end or by the watch
+	asking   atomic.Bool   // a check runs: nothing has been tried
+	recorded chan struct{} // closed when its end is recorded; nil: nobody waits for that
+	ended    atomic.Bool   // decided once, by the body's end or by the watch
 
 	end ending
 }
@@ -214,7 +215,9 @@ func (l *life) work(task []*item) {
 	it := task[0]
 	if it.suspicious() {
 		l.suspects.Lock()
-		defer l.suspects.Unlock()
+		// Until its end is recorded: the next one may kill us, and would charge it once more.
+		it.recorded = make(chan struct{})
+		defer func() { <-it.recorded; l.suspects.Unlock() }()
 	}
 	if !l.mayStart(it) {
 		return

@@ -103,6 +103,30 @@ func TestI2OneCompletionWhatADeadWorkerReportsAfterATakeoverChangesNothing(t *te
 	mustStop(t, a)
 }
 
+// Workers have died over each of ten letters twice. One of them may be the cause, so they
+// run one at a time, and none begins before the end of the one before it is recorded: else
+// the next death would charge that one once more.
+func TestWhatWorkersDiedOverRunsAloneUntilItsEndIsRecorded(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Keyed(time.Hour), Do: func(context.Context, letter) error {
+		if n := count(t, pool, `SELECT count(*) FROM oncemore.claim c JOIN oncemore.worker w ON w.id = c.owner WHERE w.dead_at IS NULL`); n != 1 {
+			t.Errorf("%d letters are claimed by the living, want the one that is being worked", n)
+		}
+		return nil
+	}})
+	newWorker(t, pool, set, worker.Config{}) // registers the job type
+	mustExec(t, pool, `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at) VALUES ('dead', now(), now()) RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, 2, n::text, format('{"n":%s}', n)
+FROM dead, oncemore.job_type t, generate_series(1, 10) n WHERE t.name = 'letter'`)
+	sendMessages(t, pgq(pool), pack(t, 1, 10))
+	w := begin(t, pool, set, worker.Config{})
+	eventuallyRow(t, pool, "all are done", `SELECT count(*) = 10 AND NOT EXISTS (SELECT FROM oncemore.message) FROM oncemore.ledger WHERE attempts = 3`)
+	mustStop(t, w)
+}
+
 // Every connection to the database breaks, twice, in the middle of the work.
 func TestI1NoLossWhenAllConnectionsBreak(t *testing.T) {
 	t.Parallel()

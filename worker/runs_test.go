@@ -227,7 +227,9 @@ func TestI6ASourceInGoIsPlannedInPiecesAndGoesOnAfterAStop(t *testing.T) {
 	set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return src }},
 		jobs.Job[letter]{Policy: jobs.Policy{PackSize: 1000},
 			// Two of the first and the last piece are not ready for a while.
-			Ready:  func(_ context.Context, l letter) (bool, error) { return ready.Load() || l.N != 100_010 && l.N != 124_999, nil },
+			Ready: func(_ context.Context, l letter) (bool, error) {
+				return ready.Load() || l.N != 100_010 && l.N != 124_999, nil
+			},
 			DoMany: func(context.Context, pgx.Tx, []letter) error { return nil }})
 	enqueue(t, pgq(pool), mailing{1})
 	config := worker.Config{Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))} // not 25,000 lines

@@ -225,6 +225,9 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 		if it.claim.Won {
 			l.hands.drop(it.kind, it.Entity)
 		}
+		if it.recorded != nil {
+			close(it.recorded)
+		}
 		p := it.parcel
 		if p.left.Add(-1) > 0 {
 			continue
