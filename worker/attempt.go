@@ -37,7 +37,7 @@ func (l *life) begin(it *item) *attemptContext {
 func (l *life) do(it *item) error {
 	ctx := l.begin(it)
 	defer ctx.end()
-	err := guard(it, func() error { return it.kind.Erased.Do(ctx, it.args) })
+	err := l.guard([]*item{it}, func() error { return it.kind.Erased.Do(ctx, it.args) })
 	it.end.note = ctx.attempt.Noted()
 	return err
 }
@@ -48,23 +48,43 @@ func (l *life) check(it *item, name string, f func(context.Context, jobs.Args) (
 	defer ctx.end()
 	it.asking.Store(true)
 	defer it.asking.Store(false)
-	err = guard(it, func() error { answer, err = f(ctx, it.args); return err })
+	err = l.guard([]*item{it}, func() error { answer, err = f(ctx, it.args); return err })
 	if err != nil {
 		return false, fmt.Errorf("%s-check: %w", name, err)
 	}
 	return answer, nil
 }
 
-// guard turns a panic into an error, and lets the watch see how long f runs.
-func guard(it *item, f func() error) (err error) {
-	it.slot.since.Store(it.began.UnixNano())
+// errExited is how an attempt ends whose body ended its goroutine.
+var errExited = errors.New("the body ended its goroutine (runtime.Goexit, which t.FailNow and t.Fatal call)")
+
+// guard runs a body, or a check, of items. It turns a panic into an error, and lets the
+// watch see how long the body runs. A body that ends its goroutine never returns here:
+// its items are judged on the way out, and the slot sees to itself.
+func (l *life) guard(its []*item, f func() error) (err error) {
+	first := its[0]
+	first.slot.since.Store(first.began.UnixNano())
+	returned := false
 	defer func() {
-		it.slot.since.Store(0)
+		first.slot.since.Store(0)
 		if v := recover(); v != nil {
 			err = &panicError{v, debug.Stack()}
+			return
+		}
+		if returned {
+			return
+		}
+		for _, it := range its {
+			if it.asking.Load() {
+				l.judge(it, notTried{errExited})
+			} else {
+				l.judge(it, errExited)
+			}
 		}
 	}()
-	return f()
+	err = f()
+	returned = true
+	return err
 }
 
 // judge says how an attempt ends that returned err, by the meaning of the error and by

@@ -266,7 +266,7 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 		return p, err
 	}
 	var todo []queue.Item
-	var failed []string
+	var failed, open []string
 	for i, st := range standings {
 		revived := st.Open != nil && st.Open.Trouble == ledger.FailedFor && !r.planned
 		if revived {
@@ -275,15 +275,18 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 		switch {
 		case st.Reason == ledger.Done || st.Reason == ledger.Conflict && st.Fact != nil:
 			p.skipped++
-		case st.Open != nil && !revived && st.Open.Trouble == ledger.FailedFor:
-			p.failed++
-		case st.Open != nil && st.Open.Trouble == ledger.Doubtful:
-			p.inDoubt++
-		case st.Open != nil && !revived:
-			p.going++
-		default:
+			continue
+		case st.Open == nil || revived:
 			todo = append(todo, c.items[i])
+			continue
+		case st.Open.Trouble == ledger.FailedFor:
+			p.failed++
+		case st.Open.Trouble == ledger.Doubtful:
+			p.inDoubt++
+		default:
+			p.going++
 		}
+		open = append(open, st.Open.Entity)
 	}
 	var packs [][]string
 	var ms []queue.Message
@@ -294,6 +297,11 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 		}
 		ms = append(ms, queue.Message{Type: child.name, Items: items, Run: r.id, Pack: r.packs + len(packs), Epoch: r.epoch, Priority: child.Priority})
 		packs = append(packs, entities)
+	}
+	// What an earlier call left open is in the plan too, and not sent: somebody carries it.
+	// Later pieces of the source must not forget it.
+	if !r.planned || p.failed+p.inDoubt > r.failed+r.inDoubt {
+		packs = slices.AppendSeq(packs, slices.Chunk(open, queue.MaxItems))
 	}
 	if len(packs) == 0 {
 		return p, nil

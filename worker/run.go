@@ -36,6 +36,7 @@ type run struct {
 	skipped  int64
 	resent   int
 	visits   int
+	walking  bool // this visit asked a part of a source in Go, and found nothing
 	age      time.Duration
 	open, failed, inDoubt,
 	notReady int64
@@ -51,7 +52,7 @@ func (l *life) fanOut(it *item) {
 	ctx := l.begin(it)
 	defer ctx.end()
 	var src jobs.Source
-	err := guard(it, func() error { src = it.kind.Erased.FanOut(it.args); return nil })
+	err := l.guard([]*item{it}, func() error { src = it.kind.Erased.FanOut(it.args); return nil })
 	if err != nil {
 		l.judge(it, err)
 		return
@@ -214,7 +215,7 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	// end; what is found begins the walk anew when it is done.
 	r.cursor = ""
 	if read.more && p.items == 0 && p.going == 0 {
-		r.cursor = read.after
+		r.cursor, r.walking = read.after, true
 		return nil
 	}
 	// What the source names and an earlier call left open is waited for as well, or counted.
@@ -233,9 +234,9 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 }
 
 const lateSQL = `
-SELECT count(*) FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
-WHERE p.run = $1 AND p.pack >= $2
-  AND e.entity NOT IN (SELECT unnest(q.entities) FROM oncemore.run_pack q WHERE q.run = $1 AND q.pack < $2)`
+SELECT count(*) FROM (
+SELECT e.entity FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity) WHERE p.run = $1 AND p.pack >= $2
+EXCEPT SELECT unnest(q.entities) FROM oncemore.run_pack q WHERE q.run = $1 AND q.pack < $2) late`
 
 // verify walks over the sealed packs from the first that is not all facts, and counts. It
 // stops at the first stretch where work still goes on.
@@ -346,7 +347,7 @@ WHERE id = $1`
 // pause is how long until the next visit: a quarter of the run's age, within bounds. While
 // the plan is not whole, or a walk over its source is not, there is no pause.
 func (r *run) pause() time.Duration {
-	if !r.planned || r.cursor != "" {
+	if !r.planned || r.walking {
 		return 0
 	}
 	return min(max(r.age/4, 500*time.Millisecond), 30*time.Second)

@@ -59,6 +59,7 @@ func (s *slots) start() {
 }
 
 func (s *slots) loop(sl *slot) {
+	defer s.leave(sl) // also when a body ends the goroutine
 	for first := true; ; first = false {
 		task := s.next(first)
 		if task == nil {
@@ -71,6 +72,9 @@ func (s *slots) loop(sl *slot) {
 		s.run(task)
 		sl.task.Store(nil)
 	}
+}
+
+func (s *slots) leave(sl *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.active, sl)

@@ -96,9 +96,9 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	// A frozen process must not hold its locks for ever: the server ends a transaction that
 	// idles longer than a body may take.
 	limit := strconv.FormatInt((first.kind.Erased.Timeout + l.stuckGrace).Milliseconds(), 10)
-	undo := func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }
+	// However this ends, and even if the body ends its goroutine. After a commit it is nothing.
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	if _, err := tx.Exec(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
-		undo()
 		return notTried{fmt.Errorf("begin: %w", err)}
 	}
 	outs := make([]*ledger.Outcome, len(its))
@@ -109,7 +109,6 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	}
 	held, err := ledger.Hold(ctx, tx, &first.kind.Type, holdPatience, outs)
 	if err != nil {
-		undo()
 		return err
 	}
 	mine := make([]*item, 0, len(its))
@@ -122,11 +121,9 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 		}
 	}
 	if len(mine) == 0 {
-		undo()
 		return errNotOurs
 	}
-	if err = guard(first, func() error { return body(ctx, guardedTx{tx}, mine) }); err != nil {
-		undo()
+	if err = l.guard(its, func() error { return body(ctx, guardedTx{tx}, mine) }); err != nil {
 		return err
 	}
 	first.end.note = ctx.attempt.Noted()
