@@ -44,9 +44,10 @@ func (l *life) openInboxes() []*inbox {
 	return l.inboxes
 }
 
-// most is how many items may be held: those that run, as many again so that a slot that
-// frees finds its next task, and a pack on the way.
-func (l *life) most() int { return 4*l.config.Slots + 100 }
+// most is how many items may be held: those that run, some times as many that wait for a
+// slot or for being settled, so that receives and settlements are large, and a pack on the
+// way.
+func (l *life) most() int { return 6*l.config.Slots + 100 }
 
 // receive reads b until ctx ends. It asks for as much as there is room for, and for
 // nothing while there is none.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
@@ -51,7 +52,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	}
 	runID := arg(r.id)
 	stale := ""
-	if slices.Contains(columns, "source_version") {
+	if slices.ContainsFunc(columns, named("source_version")) {
 		stale = ` AND coalesce(l.source_version, 0) >= s.source_version`
 	}
 	// The query's entity is computed once: OFFSET 0 keeps the expression from being pulled
@@ -128,11 +129,11 @@ const anythingSQL = `
 SELECT EXISTS (SELECT FROM oncemore.ledger WHERE job_type = $1), EXISTS (SELECT FROM oncemore.claim WHERE job_type = $1)`
 
 // others are the columns that become arguments.
-func others(columns []string) string {
+func others(columns []column) string {
 	var b strings.Builder
 	for _, c := range columns {
-		if c != "entity" {
-			b.WriteString(", q." + pgx.Identifier{c}.Sanitize())
+		if c.name != "entity" {
+			b.WriteString(", q." + pgx.Identifier{c.name}.Sanitize())
 		}
 	}
 	return b.String()
@@ -140,15 +141,19 @@ func others(columns []string) string {
 
 // argsOf builds the arguments of a row s: a JSON object of all columns but the entity,
 // put together as text, which takes half the time of row_to_json.
-func argsOf(columns []string) string {
+func argsOf(columns []column) string {
 	var b strings.Builder
 	before := "{"
 	for _, c := range columns {
-		if c == "entity" {
+		if c.name == "entity" {
 			continue
 		}
-		name, _ := json.Marshal(c)
-		b.WriteString(quoteLiteral(before+string(name)+":") + ` || coalesce(to_json(s.` + pgx.Identifier{c}.Sanitize() + `)::text, 'null') || `)
+		name, _ := json.Marshal(c.name)
+		value := `to_json(s.` + pgx.Identifier{c.name}.Sanitize() + `)::text`
+		if c.integer { // its text is its JSON, for a third of the price
+			value = `s.` + pgx.Identifier{c.name}.Sanitize() + `::text`
+		}
+		b.WriteString(quoteLiteral(before+string(name)+":") + ` || coalesce(` + value + `, 'null') || `)
 		before = ","
 	}
 	if b.Len() == 0 {
@@ -159,18 +164,32 @@ func argsOf(columns []string) string {
 
 func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
+// A column is one of a source's query.
+type column struct {
+	name    string
+	integer bool
+}
+
+func named(name string) func(column) bool { return func(c column) bool { return c.name == name } }
+
 // describe returns the columns of a query, and refuses one that cannot be a source.
-func describe(ctx context.Context, tx pgx.Tx, query string) ([]string, error) {
+func describe(ctx context.Context, tx pgx.Tx, query string) ([]column, error) {
 	d, err := tx.Conn().PgConn().Prepare(ctx, "", query, nil)
 	if err != nil {
 		return nil, err
 	}
-	columns := make([]string, len(d.Fields))
+	columns := make([]column, len(d.Fields))
+	names := make([]string, len(d.Fields))
 	for i, f := range d.Fields {
-		columns[i] = f.Name
+		names[i] = f.Name
+		columns[i].name = f.Name
+		switch f.DataTypeOID {
+		case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:
+			columns[i].integer = true
+		}
 	}
-	if !slices.Contains(columns, "entity") {
-		return nil, fmt.Errorf("the query has no column entity, but %s: name what Entity() returns 'entity', as text", strings.Join(columns, ", "))
+	if !slices.Contains(names, "entity") {
+		return nil, fmt.Errorf("the query has no column entity, but %s: name what Entity() returns 'entity', as text", strings.Join(names, ", "))
 	}
 	return columns, nil
 }
@@ -194,8 +213,8 @@ func (w *Worker) checkSources(ctx context.Context, k *kind) error {
 			// No row to try: the names at least must be known.
 			fields := map[string]any{}
 			for _, c := range columns {
-				if c != "entity" {
-					fields[c] = nil
+				if c.name != "entity" {
+					fields[c.name] = nil
 				}
 			}
 			raw, _ := json.Marshal(fields)
