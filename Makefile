@@ -13,7 +13,7 @@ demo: setup ## 1,000 invitations, an outage, a kill -9, and one of each delivere
 	@go run ./cmd/oncemore demo $(ARGS)
 
 test: setup ## all tests, with the race detector, on a real PostgreSQL
-	TEST_REQUIRE=1 go test -race -timeout 10m ./...
+	TEST_REQUIRE=1 go test -race -count=1 -timeout 12m ./...
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@.ci/lint
