@@ -46,6 +46,9 @@ func (s Source) JobType() string { return s.jobType }
 // Query returns the statement and its parameters; it is empty for a source in Go.
 func (s Source) Query() (string, []any) { return s.query, s.params }
 
+// InGo tells whether s is a source in Go.
+func (s Source) InGo() bool { return s.each != nil }
+
 // Each yields the args of a source in Go; nil for one in SQL.
 func (s Source) Each(ctx context.Context, after string) iter.Seq2[Args, error] {
 	if s.each == nil {

@@ -37,7 +37,8 @@ func Record(ctx context.Context, tx pgx.Tx, t *Type, ws ...Want) (fresh []bool, 
 	}
 	fresh = make([]bool, len(ws))
 	c := factColumns(inKeyOrder(outs))
-	rows, err := tx.Query(ctx, firstFactSQL+doNothing+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence)
+	statement, params := c.first(t)
+	rows, err := tx.Query(ctx, statement+doNothing+` RETURNING entity`, params...)
 	if err == nil {
 		var entity string
 		_, err = pgx.ForEachRow(rows, []any{&entity}, func() error { fresh[index[entity]] = true; return nil })
@@ -83,7 +84,8 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 	b.Queue(`SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
 	if len(first) > 0 {
 		c := factColumns(inKeyOrder(first))
-		b.Queue(firstFactSQL+doNothing+` RETURNING entity`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence).Query(won)
+		statement, params := c.first(t)
+		b.Queue(statement+doNothing+` RETURNING entity`, params...).Query(won)
 	}
 	if len(claimed) > 0 {
 		c := factColumns(inKeyOrder(claimed))

@@ -241,6 +241,9 @@ func factColumns(outs []*Outcome) (c factArrays) {
 // alike tells whether the facts differ in entity and fingerprint alone, as those of a pack
 // mostly do. Two arrays then do the work of six.
 func (c *factArrays) alike() bool {
+	if len(c.entity) == 0 {
+		return false
+	}
 	for i := range c.entity {
 		if c.run[i] != c.run[0] || c.source[i] != c.source[0] || c.attempts[i] != c.attempts[0] || c.evidence[i] != c.evidence[0] {
 			return false

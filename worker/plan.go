@@ -247,6 +247,8 @@ type chunk struct {
 	after string // the last entity read
 	more  bool   // the source may have more behind it
 	inGo  bool   // false for the zero chunk: the source is not in Go
+
+	unread bool // the source was not asked, because messages of the run were waiting
 }
 
 func readChunk(ctx context.Context, src jobs.Source, child *kind, after string) (chunk, error) {

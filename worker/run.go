@@ -85,9 +85,11 @@ func (l *life) carrier(k *kind) *pgqueue.Queue {
 // visit looks after the run of it once.
 func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source) (*run, error) {
 	var read chunk
-	if src.Each(ctx, "") != nil {
-		after, err := l.cursor(ctx, it)
-		if err == nil {
+	if src.InGo() {
+		after, waiting, err := l.cursor(ctx, it, child)
+		if err == nil && waiting {
+			read = chunk{inGo: true, unread: true}
+		} else if err == nil {
 			read, err = readChunk(ctx, src, child, after)
 		}
 		if err != nil {
@@ -145,14 +147,19 @@ INSERT INTO oncemore.run AS r (parent_type, parent_entity, job_type, epoch, visi
 ON CONFLICT (parent_type, parent_entity) WHERE ended_at IS NULL DO UPDATE SET visits = r.visits + 1
 RETURNING r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.not_ready, r.visits, clock_timestamp() - r.started_at`
 
-// cursor is where the planning of a source in Go goes on.
-func (l *life) cursor(ctx context.Context, it *item) (after string, err error) {
-	err = l.pool.QueryRow(ctx, `SELECT cursor FROM oncemore.run WHERE parent_type = $1 AND parent_entity = $2 AND ended_at IS NULL`, it.kind.ID, it.Entity).Scan(&after)
+// cursor is where the planning of a source in Go goes on, and whether that must wait for
+// messages of the run, so that the source need not be asked now.
+func (l *life) cursor(ctx context.Context, it *item, child *kind) (after string, waiting bool, err error) {
+	err = l.pool.QueryRow(ctx, cursorSQL, it.kind.ID, it.Entity, child.name).Scan(&after, &waiting)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return "", nil
+		return "", false, nil
 	}
-	return after, err
+	return after, waiting, err
 }
+
+const cursorSQL = `
+SELECT r.cursor, r.planned_at IS NOT NULL AND EXISTS (SELECT FROM oncemore.message m WHERE m.run = r.id AND m.type = $3)
+FROM oncemore.run r WHERE r.parent_type = $1 AND r.parent_entity = $2 AND r.ended_at IS NULL`
 
 // planFirst seals the plan: whole for a query, a chunk at a time for a source in Go.
 func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error {
@@ -160,7 +167,8 @@ func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error
 	if err != nil {
 		return err
 	}
-	r.add(p)
+	r.items += p.items
+	r.packs += p.packs
 	r.skipped += p.skipped
 	r.open = p.items + p.going + p.failed + p.inDoubt
 	r.planned, r.cursor = true, ""
@@ -168,11 +176,6 @@ func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error
 		r.planned, r.cursor = false, read.after
 	}
 	return nil
-}
-
-func (r *run) add(p planned) {
-	r.items += p.items
-	r.packs += p.packs
 }
 
 // follow looks how far the plan is, and ends the run when nothing is left to wait for.
@@ -183,7 +186,7 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.message WHERE run = $1 AND type = $2)`, r.id, child.name).Scan(&waiting); err != nil {
 		return err
 	}
-	if waiting {
+	if waiting || read.unread {
 		return nil // the end cannot be here yet, so nothing is gained by looking further
 	}
 	missing, going, err := l.verify(ctx, tx, r, child)
