@@ -179,6 +179,7 @@ func (cc *claimColumns) args(jobType int32, owner int64) []any {
 }
 
 const insertClaimSQL = `
+/* claim: insert */
 INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
 SELECT nextval('oncemore.fence'), $2, now(), now(), w.fp, CASE w.epoch WHEN -1 THEN nextval('oncemore.epoch') ELSE w.epoch END,
        w.source, w.run, $1, 1, w.entity, w.args
@@ -192,6 +193,7 @@ RETURNING entity, fence, epoch, attempts`
 // process inside a transaction must not make us wait. now() is the transaction's, so that claimed_at = first_claimed_at says that this
 // attempt is the first evidence.
 const takeoverSQL = `
+/* claim: take over */
 WITH w AS MATERIALIZED (
     SELECT w.fp, w.epoch, w.source, w.run, w.args, c.tid
     FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[])
@@ -208,6 +210,7 @@ FROM w WHERE c.ctid = w.tid
 RETURNING c.entity, c.fence, c.epoch, c.attempts`
 
 const dropSQL = `
+/* claim: sweep */
 WITH w AS MATERIALIZED (
     SELECT c.tid FROM unnest($2::text[], $3::bigint[]) AS w(entity, seen)
     CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c

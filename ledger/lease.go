@@ -86,12 +86,13 @@ func (l *Ledger) Join(ctx context.Context, name string, length time.Duration, lo
 }
 
 const (
-	joinSQL  = `INSERT INTO oncemore.worker (name, expires) VALUES ($1, clock_timestamp() + $2::interval) RETURNING id`
-	renewSQL = `UPDATE oncemore.worker SET expires = clock_timestamp() + $2::interval WHERE id = $1 AND dead_at IS NULL`
-	leaveSQL = `UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'stopped' WHERE id = $1 AND dead_at IS NULL`
+	joinSQL  = `/* lease: join */ INSERT INTO oncemore.worker (name, expires) VALUES ($1, clock_timestamp() + $2::interval) RETURNING id`
+	renewSQL = `/* lease: renew */ UPDATE oncemore.worker SET expires = clock_timestamp() + $2::interval WHERE id = $1 AND dead_at IS NULL`
+	leaveSQL = `/* lease: leave */ UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'stopped' WHERE id = $1 AND dead_at IS NULL`
 
 	// Committed by itself, before anything is taken over.
 	declareSQL = `
+/* lease: declare dead */
 UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'lapsed'
 WHERE id = ANY (ARRAY(SELECT w.id FROM oncemore.worker w
                       WHERE w.dead_at IS NULL AND w.expires < clock_timestamp() AND w.id <> $1 ORDER BY w.id FOR UPDATE SKIP LOCKED))

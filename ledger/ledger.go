@@ -32,6 +32,7 @@ func (l *Ledger) Register(ctx context.Context, t *Type, source string, aliases .
 }
 
 const registerSQL = `
+/* job type: register */
 INSERT INTO oncemore.job_type AS t (name, id, effect, source)
 SELECT $1, coalesce((SELECT min(a.id) FROM oncemore.job_type a WHERE a.name = ANY ($2::text[])),
                     nextval('oncemore.job_type_id')), $3, nullif($4, '')

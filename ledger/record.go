@@ -81,7 +81,7 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 		return err
 	}
 	b := &pgx.Batch{}
-	b.Queue(`SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
+	b.Queue(`/* fact: hold */ SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
 	if len(first) > 0 {
 		c := factColumns(inKeyOrder(first))
 		statement, params := c.first(t)
@@ -161,7 +161,7 @@ func Resolve(ctx context.Context, tx pgx.Tx, t *Type, o *Open, v Verdict) error 
 }
 
 // The verdict that nothing happened ends what earlier attempts were evidence of.
-const absentSQL = `UPDATE oncemore.claim SET first_claimed_at = NULL WHERE job_type = $1 AND entity = $2 AND fence = $3`
+const absentSQL = `/* claim: deny the effect */ UPDATE oncemore.claim SET first_claimed_at = NULL WHERE job_type = $1 AND entity = $2 AND fence = $3`
 
 // Opens yields the open entities of t with the given trouble, or all of them when it is
 // [NoTrouble], in key order after the entity given, up to limit.

@@ -324,11 +324,13 @@ func version(t *Type) *int {
 
 // The first insert is the completion. Work that may repeat may find the fact there.
 const firstFactSQL = `
+/* fact: insert */
 INSERT INTO oncemore.ledger (job_type, version, entity, fingerprint, attempts, run, source_version, evidence)
 SELECT $1, $2, w.entity, w.fp, w.attempts, nullif(w.run, 0), nullif(w.source, 0), chr(w.evidence)::"char"
 FROM unnest($3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::int[]) AS w(entity, fp, attempts, run, source, evidence)`
 
 const alikeFactSQL = `
+/* fact: insert */
 INSERT INTO oncemore.ledger (job_type, version, entity, fingerprint, attempts, run, source_version, evidence)
 SELECT $1, $2, w.entity, w.fp, $5::int, nullif($6::bigint, 0), nullif($7::bigint, 0), chr($8::int)::"char"
 FROM unnest($3::text[], $4::bigint[]) AS w(entity, fp)`
@@ -341,6 +343,7 @@ ON CONFLICT (job_type, entity) DO NOTHING`
 const completeSQL = completeCTE + `SELECT w.n FROM w`
 
 const completeCTE = `
+/* fact: complete a claim */
 WITH w AS MATERIALIZED (
     SELECT w.*, c.tid
     FROM unnest($3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::int[], $9::bigint[], $10::bigint[])
@@ -362,6 +365,7 @@ WITH w AS MATERIALIZED (
 `
 
 const endSQL = `
+/* claim: end */
 WITH w AS MATERIALIZED (
     SELECT w.n, c.tid FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS w(entity, fence, n)
     CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
@@ -374,6 +378,7 @@ SELECT w.n FROM w`
 // An attempt whose effect is surely absent takes back its own evidence, and not that of
 // the attempts before it.
 const keepOpenSQL = `
+/* claim: keep open */
 WITH w AS MATERIALIZED (
     SELECT w.n, w.state, w.delay, w.absent, w.error, w.attempts, c.tid
     FROM unnest($2::text[], $3::bigint[], $4::text[], $5::interval[], $6::boolean[], $7::text[], $8::int[])
@@ -394,6 +399,7 @@ RETURNING w.n`
 // A first delivery without a claim did not complete. Where a claim has appeared, its
 // holder or its next attempt has the work; where a fact has, the retry will find it.
 const openSQL = `
+/* claim: open */
 INSERT INTO oncemore.claim (fence, job_type, entity, trouble, not_before, error, fingerprint, epoch, source_version, run, attempts, args)
 SELECT nextval('oncemore.fence'), $1, w.entity, CASE w.state WHEN 'returned' THEN 'retrying' ELSE w.state END,
        CASE w.state WHEN 'retrying' THEN clock_timestamp() + w.delay END, nullif(w.error, ''), w.fp, w.epoch, w.source, w.run, w.attempts, w.args
@@ -402,6 +408,7 @@ FROM unnest($2::text[], $3::text[], $4::interval[], $5::text[], $6::bigint[], $7
 ON CONFLICT (job_type, entity) DO NOTHING`
 
 const attemptSQL = `
+/* attempt: record */
 INSERT INTO oncemore.attempt (job_type, worker, entity, fence, number, outcome, error_class, error)
 SELECT $1, nullif($2::bigint, 0), w.entity, w.fence, w.number, w.outcome, nullif(w.class, ''), w.error
 FROM unnest($3::text[], $4::bigint[], $5::int[], $6::text[], $7::text[], $8::text[]) AS w(entity, fence, number, outcome, class, error)`

@@ -78,6 +78,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
     OFFSET 0`, ` FILTER (WHERE pack >= 0)`
 	}
 	statement := `
+/* run: plan */
 WITH named AS (
     SELECT s.*, ` + done + ` AS oncemore_done, ` + open + ` AS oncemore_open, ` + trouble + ` AS oncemore_trouble
     FROM (SELECT coalesce(q.entity::text, '') COLLATE "C" AS entity` + others(columns) + ` FROM (` + query + `
@@ -120,6 +121,7 @@ FROM packs`
 // Calling a fan-out again asks for what is not done, so what has failed gets all its
 // attempts anew. What is in doubt stays so.
 const reviveSQL = `
+/* claim: revive */
 UPDATE oncemore.claim c SET trouble = 'retrying', not_before = NULL, attempts = 0, run = $2, fence = nextval('oncemore.fence')
 WHERE c.job_type = $1 AND c.trouble = 'failed' AND c.owner IS NULL`
 
@@ -329,7 +331,7 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 	}
 	b := &pgx.Batch{}
 	for i, entities := range packs {
-		b.Queue(`INSERT INTO oncemore.run_pack (run, pack, entities) VALUES ($1, $2, $3)`, r.id, r.packs+i, entities)
+		b.Queue(`/* run: seal a pack */ INSERT INTO oncemore.run_pack (run, pack, entities) VALUES ($1, $2, $3)`, r.id, r.packs+i, entities)
 	}
 	if len(failed) > 0 {
 		b.Queue(reviveSQL+` AND c.entity = ANY ($3)`, child.ID, r.id, failed)

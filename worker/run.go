@@ -128,7 +128,7 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 	return r, err
 }
 
-const lockClaimSQL = `SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
+const lockClaimSQL = `/* claim: lock */ SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
 
 // openRun finds the run that goes on for this parent, or begins one: calling it again
 // while it goes on joins it.
@@ -143,6 +143,7 @@ func (l *life) openRun(ctx context.Context, tx pgx.Tx, it *item, child *kind) (*
 }
 
 const openRunSQL = `
+/* run: open */
 INSERT INTO oncemore.run AS r (parent_type, parent_entity, job_type, epoch, visits) VALUES ($1, $2, $3, $4, 1)
 ON CONFLICT (parent_type, parent_entity) WHERE ended_at IS NULL DO UPDATE SET visits = r.visits + 1
 RETURNING r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.not_ready, r.visits, clock_timestamp() - r.started_at`
@@ -341,6 +342,7 @@ func (l *life) closeVisit(ctx context.Context, tx pgx.Tx, it *item, r *run) erro
 }
 
 const saveRunSQL = `
+/* run: save */
 UPDATE oncemore.run
 SET planned_at = CASE WHEN $2 THEN coalesce(planned_at, clock_timestamp()) END, cursor = $3, items = $4, packs = $5, verified = $6,
     skipped = $7, resent = $8, open = $9, failed = $10, in_doubt = $11, not_ready = $12,

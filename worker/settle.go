@@ -127,7 +127,7 @@ func (l *life) redo(k *kind, items []*item) {
 			continue
 		}
 		m := it.retry(0)
-		err := l.pool.QueryRow(l.record, `SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
+		err := l.pool.QueryRow(l.record, `/* epoch: draw */ SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
 		if err == nil {
 			err = l.pg.Send(l.record, *m)
 		}
@@ -361,5 +361,6 @@ func park(b *pgx.Batch, reason, jobType, entity, body string, err error) {
 }
 
 const parkSQL = `
+/* input: park */
 INSERT INTO oncemore.parked AS p (reason, type, entity, body, error, digest) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (digest) DO UPDATE SET last_at = now(), times = p.times + 1`

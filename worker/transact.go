@@ -98,7 +98,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	limit := strconv.FormatInt((first.kind.Erased.Timeout + l.stuckGrace).Milliseconds(), 10)
 	// However this ends, and even if the body ends its goroutine. After a commit it is nothing.
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	if _, err := tx.Exec(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
+	if _, err := tx.Exec(ctx, `/* transaction: bound its idling */ SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
 		return notTried{fmt.Errorf("begin: %w", err)}
 	}
 	outs := make([]*ledger.Outcome, len(its))

@@ -18,6 +18,7 @@ import (
 // the primary key for each.
 const (
 	claimSQL = `
+/* message: receive */
 WITH c AS MATERIALIZED (
     SELECT m.id, m.ctid AS at FROM oncemore.message m
     WHERE m.queue = $1 AND m.lock IS NULL AND (-m.priority, m.id) >= ($2::smallint, $3::bigint)` + "%s" + `
@@ -108,6 +109,7 @@ const wakeLimit, wakeReceives = 1000, 100
 // Delayed messages whose time has come become ready, rather than being handed out
 // from here: then priorities, types and marks are the claim's business alone.
 const wakeDelayedSQL = `
+/* message: wake delayed */
 WITH w AS (
     UPDATE oncemore.message m SET lock = NULL
     WHERE m.ctid = ANY (ARRAY(
@@ -126,6 +128,7 @@ FROM w`
 // becomes ready. Somebody may be settling a message right now: it is passed by, and
 // looked at again soon.
 const wakeLapsedSQL = `
+/* message: wake lapsed */
 WITH due AS MATERIALIZED (
     SELECT r.lock, r.ids, r.check_at FROM oncemore.message_receive r
     WHERE r.queue = $1 AND r.check_at <= now() AND r.check_at >= $2

@@ -12,7 +12,7 @@ import (
 // One channel for all queues; the payload is the queue's name.
 const (
 	channel   = "oncemore_message"
-	notifySQL = `SELECT pg_notify($1, $2)`
+	notifySQL = `/* message: notify */ SELECT pg_notify($1, $2)`
 	listenSQL = `LISTEN ` + channel
 )
 

@@ -80,6 +80,7 @@ func (q *Queue) SendBatch(b *pgx.Batch, ms ...queue.Message) {
 // A pack has a statement of its own: its arrays make the statement's cost small,
 // and PostgreSQL cannot unnest an array of ragged arrays.
 const sendPackSQL = `
+/* message: send a pack */
 INSERT INTO oncemore.message (queue, type, entities, args, run, pack, epoch, priority, deferred, trace, lock, visible_at)
 VALUES ($1, $2, $3, $4, nullif($5::bigint, 0), nullif($6::integer, 0), nullif($7::bigint, 0), $8, $9, nullif($10, ''),
         CASE WHEN $11::bigint > 0 THEN 0 END, clock_timestamp() + $11::bigint * interval '1 microsecond')`
@@ -94,6 +95,7 @@ func (q *Queue) sendPack(b *pgx.Batch, m *queue.Message) {
 }
 
 const sendSinglesSQL = `
+/* message: send */
 INSERT INTO oncemore.message (queue, type, entities, args, run, pack, epoch, priority, deferred, trace, lock, visible_at)
 SELECT $1, type, ARRAY[entity], ARRAY[arg], nullif(run, 0), nullif(pack, 0), nullif(epoch, 0), priority, deferred, nullif(trace, ''),
        CASE WHEN delay > 0 THEN 0 END, clock_timestamp() + delay * interval '1 microsecond'

@@ -15,7 +15,7 @@ import (
 // All statements here change rows by id and lock. Where somebody changes a row in
 // the same moment, PostgreSQL looks at the lock again: who lost changes nothing.
 
-const ackSQL = `DELETE FROM oncemore.message m WHERE m.id = ANY ($1::bigint[]) AND m.lock = $2`
+const ackSQL = `/* message: acknowledge */ DELETE FROM oncemore.message m WHERE m.id = ANY ($1::bigint[]) AND m.lock = $2`
 
 // Ack removes the messages for good, in a transaction of its own.
 func (q *Queue) Ack(ctx context.Context, ds ...queue.Delivery) error {
@@ -54,6 +54,7 @@ func (q *Queue) AckBatch(b *pgx.Batch, ds ...queue.Delivery) {
 }
 
 const extendSQL = `
+/* message: extend */
 UPDATE oncemore.message m SET visible_at = clock_timestamp() + $3::bigint * interval '1 microsecond'
 WHERE m.id = ANY ($1::bigint[]) AND m.lock = $2
 RETURNING m.id`
@@ -90,6 +91,7 @@ func (q *Queue) Extend(ctx context.Context, ds ...queue.Delivery) (lost []string
 }
 
 const releaseSQL = `
+/* message: release */
 UPDATE oncemore.message m
 SET lock = CASE WHEN $3::bigint > 0 THEN 0 END, visible_at = clock_timestamp() + $3::bigint * interval '1 microsecond'
 WHERE m.id = ANY ($1::bigint[]) AND m.lock = $2`
