@@ -17,7 +17,7 @@ import (
 const module = "github.com/oncemore-jobs/oncemore"
 
 // The parts of the library that an application imports.
-var library = []string{"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "worker", "worker/workertest", "migrations"}
+var library = []string{"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "worker", "worker/admin", "worker/workertest", "migrations"}
 
 // lattice says which of our packages the files of each folder may import. A new
 // folder is a decision: write it down here, and in docs/design.md.
@@ -32,6 +32,7 @@ var lattice = map[string][]string{
 
 	"jobs":              {"queue", "ledger"},
 	"worker":            {"queue", "queue/pgqueue", "ledger", "jobs", "migrations"},
+	"worker/admin":      {"queue", "queue/pgqueue", "ledger", "jobs", "migrations", "worker"},
 	"worker/workertest": {"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "migrations", "worker"},
 
 	"cmd/oncemore":         append([]string{"cmd/oncemore/cli"}, library...),
@@ -43,11 +44,14 @@ var lattice = map[string][]string{
 
 	"integration_test": append([]string{"queue/queuetest", "cmd/oncemore/cli", "cmd/oncemore/pglocal",
 		"examples/invitations", "examples/invitations/smtpd"}, library...),
-	"integration_test/pgtest": {"cmd/oncemore/pglocal", "migrations"},
+	"integration_test/pgtest":  {"cmd/oncemore/pglocal", "migrations"},
+	"integration_test/pgproxy": {},
+	"integration_test/matrix":  append([]string{"integration_test/pgproxy"}, library...),
+	"integration_test/chaos":   append([]string{"cmd/oncemore/pglocal"}, library...),
 }
 
 // Test files may also import these, and the package that they test.
-var forTests = []string{"integration_test/pgtest", "queue/pgqueue", "queue/memqueue", "queue/queuetest", "migrations", "worker/workertest"}
+var forTests = []string{"integration_test/pgtest", "integration_test/pgproxy", "queue/pgqueue", "queue/memqueue", "queue/queuetest", "migrations", "worker/workertest"}
 
 // outside says where packages that are not ours may be imported at all: in these
 // folders and those below them. What is not listed may be imported anywhere.

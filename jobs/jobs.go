@@ -84,9 +84,27 @@ type Policy struct {
 	PackSize int           // entities in one message of a fan-out, up to [queue.MaxItems]; 0: 100. About a second of work is good
 	Aliases  []string      // earlier names of this job type, the oldest first: their facts and messages are still its own, and effect keys are made of the first
 
+	Limit      Limit // of each worker
+	FleetLimit Limit // of all workers of the database together
+
 	// Backoff is how long to wait after the given attempt (1 is the first); nil means
 	// [DefaultBackoff].
 	Backoff func(attempt int) time.Duration
+}
+
+// A Limit bounds how a job type is worked. The zero Limit bounds nothing.
+//
+// A limit across the fleet holds while workers die: what a dead one was granted is given
+// to others when it has been declared dead, and not before. It does not hold back a body
+// that its worker can no longer stop: a frozen process that wakes up, or a body that
+// ignores the end of its context.
+type Limit struct {
+	Running int     // bodies at once, their checks included, one for a whole DoMany; 0: no bound
+	Rate    float64 // entities begun in a second, evenly, retries included; 0: no bound
+}
+
+func (l Limit) valid() bool {
+	return l.Running >= 0 && (l.Rate == 0 || l.Rate >= 1.0/(24*60*60) && l.Rate <= 1e6)
 }
 
 // DefaultBackoff doubles from one second to five minutes, give or take a fifth.
@@ -104,7 +122,8 @@ type Erased struct {
 	Type    string
 	KeyType string // see [Attempt]
 	Decode  func(entity string, raw []byte) (Input, error)
-	Knows   func(raw []byte) error // refuses fields that the arguments do not have, to find misspelt columns
+	Parse   func(raw []byte) (Args, error) // the arguments alone; refuses fields that they do not have
+	Knows   func(raw []byte) error         // does only that, to find misspelt columns
 
 	Ready, Done func(ctx context.Context, a Args) (bool, error)
 	Do          func(ctx context.Context, a Args) error
@@ -180,11 +199,14 @@ func (j Job[A]) erase() (*Erased, error) {
 	}
 	name := e.Type
 	e.Decode = func(entity string, raw []byte) (Input, error) { return decode[A](name, entity, raw) }
-	e.Knows = func(raw []byte) error {
+	e.Parse = func(raw []byte) (Args, error) {
+		var a A
 		d := json.NewDecoder(bytes.NewReader(raw))
 		d.DisallowUnknownFields()
-		return d.Decode(new(A))
+		err := d.Decode(&a)
+		return a, err
 	}
+	e.Knows = func(raw []byte) error { _, err := e.Parse(raw); return err }
 	e.Ready, e.Done = eraseCheck(j.Ready), eraseCheck(j.Done)
 	if j.Do != nil {
 		e.Do = func(ctx context.Context, a Args) error { return j.Do(ctx, a.(A)) }
@@ -264,6 +286,8 @@ func (j Job[A]) check(e *Erased) error {
 		return fmt.Errorf("job %s has a Version, but its effect %s may not be repeated unasked; leave it 0, and force a run where it must be done again", e.Type, e.Effect)
 	case j.Version < 0 || j.Attempts < 0 || j.Timeout < 0 || j.PackSize < 0 || j.PackSize > queue.MaxItems || j.Priority < -100 || j.Priority > 100:
 		return fmt.Errorf("job %s: a policy is out of bounds: Version, Attempts and Timeout are not negative, PackSize is at most %d, Priority is from -100 to 100", e.Type, queue.MaxItems)
+	case !j.Limit.valid() || !j.FleetLimit.valid():
+		return fmt.Errorf("job %s: a limit is out of bounds: Running is not negative, Rate is from one in a day to a million in a second; 0 is no limit", e.Type)
 	case !j.Source.IsZero() && j.Source.JobType() != e.Type:
 		return fmt.Errorf("job %s has a Source of %q: it must name its own entities", e.Type, j.Source.JobType())
 	case j.FanOut != nil && (j.Ready != nil || j.Done != nil):

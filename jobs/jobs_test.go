@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,9 @@ func TestRegistrationRefusesWithASentenceThatExplains(t *testing.T) {
 		"a fan-out with checks":       {jobs.Job[letter]{FanOut: all, Ready: yes}, "checks of its own"},
 		"a version that is not sent":  {jobs.Job[unversioned]{Do: doBare, Effect: jobs.Repeatable}, "no JSON field"},
 		"packs too large":             {jobs.Job[letter]{DoTx: doTx, Policy: jobs.Policy{PackSize: 5000}}, "PackSize is at most 1000"},
+		"a rate below nothing":        {jobs.Job[letter]{DoTx: doTx, Policy: jobs.Policy{Limit: jobs.Limit{Rate: -1}}}, "a limit is out of bounds"},
+		"a rate that is no number":    {jobs.Job[letter]{DoTx: doTx, Policy: jobs.Policy{FleetLimit: jobs.Limit{Rate: math.NaN()}}}, "a limit is out of bounds"},
+		"a rate of once in a year":    {jobs.Job[letter]{DoTx: doTx, Policy: jobs.Policy{Limit: jobs.Limit{Rate: 1e-8}}}, "from one in a day"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := jobs.NewSet(c.job)

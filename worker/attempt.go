@@ -176,18 +176,22 @@ func errorClass(err error) string {
 
 var errClogged = errors.New("every slot has a body that ignores the end of its context")
 
+// watchEvery is how often at least the watch looks.
+const watchEvery = time.Second
+
 // watch fences off bodies that ignore the end of their context: their attempt is judged
 // as a timeout, so that the work goes on elsewhere. The slot stays theirs, and Health says
 // so. What they still report is refused, and kept as disputed. When no slot is left, what
 // waits for one is given back, and nothing more is received: others can do it.
 func (l *life) watch(ctx context.Context) {
-	tick := time.NewTicker(min(time.Second, l.stuckGrace))
+	tick := time.NewTicker(min(watchEvery, l.stuckGrace))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			l.watched.Store(now.UnixNano())
 			stuck := l.slots.overdue(now, l.stuckGrace)
 			for _, task := range stuck {
 				for _, it := range task {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"testing"
@@ -47,8 +48,9 @@ func TestMain(m *testing.M) {
 const outside = `CREATE TABLE outside (id bigint GENERATED ALWAYS AS IDENTITY, entity text, key text, worker text, at timestamptz DEFAULT clock_timestamp())`
 
 func workerProcess(class string) error {
-	ctx := context.Background()
-	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	pool, err := pgxpool.New(context.WithoutCancel(ctx), os.Getenv("DATABASE_URL"))
 	if err != nil {
 		return err
 	}
@@ -65,7 +67,7 @@ func workerProcess(class string) error {
 
 func crashConfig(pool *pgxpool.Pool) worker.Config {
 	return worker.Config{
-		Slots: 4, Lease: time.Second, Grace: 2 * time.Second, Recheck: 200 * time.Millisecond,
+		Slots: 4, Name: strconv.Itoa(os.Getpid()), Lease: time.Second, Grace: 2 * time.Second, Recheck: 200 * time.Millisecond,
 		Queues: map[string]queue.Queue{"": pgqueue.New(pool, "").WithVisibility(time.Second)},
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
@@ -94,6 +96,26 @@ func crashJob(class string, pool *pgxpool.Pool) jobs.Definition {
 		j.Done = func(ctx context.Context, l letter) (done bool, err error) {
 			err = pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outside WHERE entity = $1)`, l.Entity()).Scan(&done)
 			return done, err
+		}
+	case "Fleet":
+		j.Effect, j.Do = jobs.Repeatable, lingering(pool, strconv.Itoa(os.Getpid()), 20*time.Millisecond)
+		j.FleetLimit.Running = fleetRunning
+	case "Pod":
+		j.Effect = jobs.Once
+		j.Do = func(ctx context.Context, l letter) error {
+			if _, err := pool.Exec(ctx, `INSERT INTO inside (entity) VALUES ($1)`, l.Entity()); err != nil {
+				return err
+			}
+			d, err := time.ParseDuration(os.Getenv("BODY"))
+			if err != nil {
+				return err
+			}
+			select {
+			case <-time.After(d):
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		}
 	case "DoTx":
 		j.DoTx = func(ctx context.Context, tx pgx.Tx, l letter) error {

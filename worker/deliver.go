@@ -98,7 +98,7 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 	if len(idle) > 0 {
 		l.settles[k].add(idle...)
 	}
-	l.slots.add(tasks)
+	l.slots.add(k, tasks)
 }
 
 // appendMany groups the items of one parcel for DoMany: all of them at first; after a
@@ -130,9 +130,9 @@ func (l *life) decode(ps []*parcel) []*item {
 	storage := make([]item, n)
 	var bad []*item
 	for _, p := range ps {
-		var seen map[string]int64
+		var seen map[string]*item
 		if len(p.Items) > 1 {
-			seen = make(map[string]int64, len(p.Items))
+			seen = make(map[string]*item, len(p.Items))
 		}
 		for _, raw := range p.Items {
 			it := &storage[0]
@@ -150,16 +150,20 @@ func (l *life) decode(ps []*parcel) []*item {
 			}
 			it.args = in.Args
 			it.want = ledger.Want{Entity: raw.Entity, Fingerprint: in.Fingerprint, SourceVersion: in.SourceVersion, Run: p.Run, Epoch: p.Epoch}
-			if fp, twice := seen[raw.Entity]; twice {
+			if first := seen[raw.Entity]; first != nil {
 				it.end = ending{reason: ledger.Ongoing}
-				if fp != in.Fingerprint {
+				switch {
+				case first.want.Fingerprint != in.Fingerprint:
 					it.end = ending{park: string(ledger.Conflict), err: errors.New("the message names the entity twice, with different arguments")}
+				case in.SourceVersion > first.want.SourceVersion:
+					// One stands for both, and that is the one of the newest source.
+					first.raw, first.args, first.want.SourceVersion = raw.Args, in.Args, in.SourceVersion
 				}
 				bad = append(bad, it)
 				continue
 			}
 			if seen != nil {
-				seen[raw.Entity] = in.Fingerprint
+				seen[raw.Entity] = it
 			}
 			items = append(items, it)
 		}

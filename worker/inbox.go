@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +20,7 @@ type inbox struct {
 	name string
 	pg   *pgqueue.Queue // the same, where it is one in the ledger's database
 	room chan struct{}  // something held has ended
+	wide chan struct{}  // more types may be asked for than the Receive that goes on does
 
 	mu    sync.Mutex
 	held  map[*parcel]struct{} // owned by mu; extended together
@@ -35,7 +38,7 @@ func (l *life) openInboxes() []*inbox {
 		}
 		seen[q] = true
 		pg, _ := q.(*pgqueue.Queue)
-		l.inboxes = append(l.inboxes, &inbox{Queue: q, name: name, pg: pg, room: make(chan struct{}, 1), held: map[*parcel]struct{}{}, size: 100})
+		l.inboxes = append(l.inboxes, &inbox{Queue: q, name: name, pg: pg, room: make(chan struct{}, 1), wide: make(chan struct{}, 1), held: map[*parcel]struct{}{}, size: 100})
 	}
 	for name, q := range l.queues {
 		add(name, q)
@@ -47,12 +50,15 @@ func (l *life) openInboxes() []*inbox {
 // most is how many items may be held: those that run, some times as many that wait for a
 // slot or for being settled, so that receives and settlements are large, and a pack on the
 // way.
-func (l *life) most() int { return 6*l.config.Slots + 100 }
+func (l *life) most() int { return held(l.config.Slots) }
+
+func held(running int) int { return 6*running + 100 }
 
 // receive reads b until ctx ends. It asks for as much as there is room for, and for
 // nothing while there is none.
 func (l *life) receive(ctx context.Context, b *inbox) {
-	types := l.set.Names()
+	all := l.set.Names()
+	open := len(all) // types that were asked for last
 	var delivering sync.WaitGroup
 	defer delivering.Wait()
 	if b.pg != nil {
@@ -60,18 +66,29 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 	}
 	wait := 100 * time.Millisecond
 	for ctx.Err() == nil {
-		n := b.space(l.most(), l.slots.hungry())
-		if n == 0 || l.clogged.Load() {
+		drained(b.wide)
+		full, lined := l.slots.full()
+		types := l.except(all, full)
+		n := b.space(l.most()+lined, l.slots.hungry())
+		if n == 0 || len(types) == 0 || l.clogged.Load() {
 			select {
 			case <-ctx.Done():
 			case <-b.room:
+			case <-b.wide:
 			}
 			continue
 		}
-		ds, err := b.Receive(ctx, n, types)
+		if len(types) > open && b.pg != nil {
+			b.pg.Hint() // what was left lying lies behind the queue's mark
+		}
+		open = len(types)
+		ds, err := b.receiveNarrow(ctx, n, types, len(types) < len(all))
 		if err != nil {
 			if ctx.Err() != nil {
 				return
+			}
+			if errors.Is(err, errWidened) {
+				continue
 			}
 			l.log.Warn("receiving failed", "queue", b.name, "again_in", wait, "error", err)
 			select {
@@ -85,11 +102,72 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 		if len(ds) == 0 {
 			continue
 		}
+		if ds = l.turnAway(b, ds, full); len(ds) == 0 {
+			continue
+		}
 		for k, ps := range l.accept(b, ds) {
 			// Beside the next Receive, so that looking and receiving overlap.
 			delivering.Go(func() { l.deliver(k, ps) })
 		}
 	}
+}
+
+var errWidened = errors.New("more types may be asked for")
+
+// receiveNarrow is Receive. Where not all types are asked for, its wait ends when there is
+// room for one of the others. Only the Postgres queue loses nothing by that.
+func (b *inbox) receiveNarrow(ctx context.Context, n int, types []string, narrow bool) ([]queue.Delivery, error) {
+	if !narrow || b.pg == nil {
+		return b.Receive(ctx, n, types)
+	}
+	waiting, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	received := make(chan struct{})
+	defer close(received)
+	go func() {
+		select {
+		case <-b.wide:
+			end(errWidened)
+		case <-received:
+		}
+	}()
+	ds, err := b.Receive(waiting, n, types)
+	if err != nil && ctx.Err() == nil && waiting.Err() != nil {
+		err = errWidened
+	}
+	return ds, err
+}
+
+// except are the names without those of the kinds of which enough waits.
+func (l *life) except(names []string, full map[*kind]bool) []string {
+	if len(full) == 0 {
+		return names
+	}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return full[l.kinds[name]] })
+}
+
+// turnAway gives back for a while what was not asked for: not every queue can tell types
+// apart.
+func (l *life) turnAway(b *inbox, ds []queue.Delivery, full map[*kind]bool) []queue.Delivery {
+	if len(full) == 0 {
+		return ds
+	}
+	var back []queue.Delivery
+	ds = slices.DeleteFunc(ds, func(d queue.Delivery) bool {
+		if full[l.kinds[d.Type]] {
+			back = append(back, d)
+			return true
+		}
+		return false
+	})
+	if len(back) > 0 {
+		ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
+		defer cancel()
+		if err := b.Release(ctx, time.Second+rand.N(time.Second), back...); err != nil {
+			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(back), "error", err)
+		}
+	}
+	return ds
 }
 
 // space is how many messages may be asked for. While the slots have work waiting it
@@ -173,10 +251,28 @@ func (b *inbox) drop(p *parcel) {
 	b.freed()
 }
 
-// freed tells receive that there may be room again.
-func (b *inbox) freed() {
+// widened tells all inboxes that more types may be asked for.
+func (l *life) widened() {
+	for _, b := range l.inboxes {
+		b.widened()
+	}
+}
+
+// freed tells receive that there may be room again, widened that it may be for more types.
+func (b *inbox) freed()   { signal(b.room) }
+func (b *inbox) widened() { signal(b.wide) }
+
+// signal leaves one sign in c, which holds one.
+func signal(c chan struct{}) {
 	select {
-	case b.room <- struct{}{}:
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func drained(c chan struct{}) {
+	select {
+	case <-c:
 	default:
 	}
 }

@@ -11,11 +11,14 @@ import (
 // takes one task after the other and ends when there is none: a pack of a hundred quick
 // items costs no hundred goroutines, and one slow item holds up no other slot.
 type slots struct {
-	run func([]*item) // works one task to its end; a task is one item, or many for DoMany
-	max int
+	run      func([]*item) // works one task to its end; a task is one item, or many for DoMany
+	max      int
+	reopened func() // there is more room: in a line that was found full, or beside it
 
 	mu       sync.Mutex
-	waiting  [][][]*item // tasks in the order they came, by the parcel they came in
+	lines    []*line         // the first is for all types without a limit
+	limited  map[*kind]*line // of the types with one
+	turn     int             // the line that was last taken from
 	active   map[*slot]struct{}
 	starting bool // a slot has been started and has not taken its first task
 	closed   bool
@@ -24,24 +27,45 @@ type slots struct {
 
 // A slot is one running goroutine.
 type slot struct {
+	line  *line // of its task, which counts there as running; owned by the mutex of slots
 	task  atomic.Pointer[[]*item]
 	since atomic.Int64 // when the body started, in Unix nanoseconds; 0: it is not in a body
 }
 
-func newSlots(max int, run func([]*item)) *slots {
-	s := &slots{run: run, max: max, active: map[*slot]struct{}{}}
+func newSlots(max int, run func([]*item), reopened func()) *slots {
+	s := &slots{run: run, max: max, reopened: reopened, lines: []*line{{}}, limited: map[*kind]*line{}, active: map[*slot]struct{}{}}
 	s.empty.L = &s.mu
 	return s
 }
 
-// add hands tasks over.
-func (s *slots) add(tasks [][]*item) {
+// limit gives k a line of its own. Call it before the first add.
+func (s *slots) limit(k *kind) *line {
+	ln := newLine(k.Limit, k.FleetLimit)
+	s.lines, s.limited[k] = append(s.lines, ln), ln
+	ln.timer = time.AfterFunc(time.Hour, s.look)
+	return ln
+}
+
+// add hands tasks of one kind over.
+func (s *slots) add(k *kind, tasks [][]*item) {
 	if len(tasks) == 0 {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting = append(s.waiting, tasks)
+	if ln := s.limited[k]; ln != nil {
+		ln.push(tasks)
+		s.reopened() // they take no room from other types any more
+	} else {
+		s.lines[0].push(tasks)
+	}
+	s.start()
+}
+
+// look starts what may start by now.
+func (s *slots) look() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.start()
 }
 
@@ -49,7 +73,7 @@ func (s *slots) add(tasks [][]*item) {
 // it has taken its first task; so slow work fills all slots at once, and work that is
 // done in a microsecond does not pay for goroutines that find nothing left.
 func (s *slots) start() {
-	if s.starting || s.closed || len(s.waiting) == 0 || len(s.active) >= s.max {
+	if s.starting || s.closed || len(s.active) >= s.max || s.first() == nil {
 		return
 	}
 	s.starting = true
@@ -58,10 +82,28 @@ func (s *slots) start() {
 	go s.loop(sl)
 }
 
+// first is the line whose turn it is, of those whose first task may start now. A line
+// where only time is in the way has its timer set.
+func (s *slots) first() *line {
+	for i := range s.lines {
+		n := (s.turn + 1 + i) % len(s.lines)
+		ln := s.lines[n]
+		ok, wait := ln.may()
+		if ok {
+			s.turn = n
+			return ln
+		}
+		if wait > 0 {
+			ln.timer.Reset(wait)
+		}
+	}
+	return nil
+}
+
 func (s *slots) loop(sl *slot) {
 	defer s.leave(sl) // also when a body ends the goroutine
 	for first := true; ; first = false {
-		task := s.next(first)
+		task := s.next(sl, first)
 		if task == nil {
 			break
 		}
@@ -78,53 +120,96 @@ func (s *slots) leave(sl *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.active, sl)
+	sl.leaveLine()
 	s.start() // a task may have come between the last look and now
 	if len(s.active) == 0 {
 		s.empty.Broadcast()
 	}
 }
 
-func (s *slots) next(first bool) []*item {
+func (s *slots) next(sl *slot, first bool) []*item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if first {
 		s.starting = false
 	}
-	if s.closed || len(s.waiting) == 0 {
+	sl.leaveLine()
+	if s.closed {
 		return nil
 	}
-	tasks := s.waiting[0]
-	task := tasks[0]
-	if len(tasks) > 1 {
-		s.waiting[0] = tasks[1:]
-	} else {
-		s.waiting[0] = nil
-		s.waiting = s.waiting[1:]
+	ln := s.first()
+	if ln == nil {
+		return nil
 	}
+	sl.line = ln
+	task := ln.pop()
+	s.open(ln)
 	s.start()
 	return task
 }
 
-// hungry tells whether a task that came now would start at once.
+// leaveLine says that its task has ended.
+func (sl *slot) leaveLine() {
+	if sl.line != nil {
+		sl.line.running--
+		sl.line = nil
+	}
+}
+
+// hungry tells whether a task without a limit that came now would start at once.
 func (s *slots) hungry() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.waiting) == 0 && len(s.active) < s.max
+	return s.lines[0].items == 0 && len(s.active) < s.max
+}
+
+// full are the kinds of which no more should be received for now; lined is how many items
+// of limited kinds wait.
+func (s *slots) full() (kinds map[*kind]bool, lined int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, ln := range s.limited {
+		lined += ln.items
+		if ln.found = ln.full(s.max); ln.found {
+			if kinds == nil {
+				kinds = map[*kind]bool{}
+			}
+			kinds[k] = true
+		}
+	}
+	return kinds, lined
+}
+
+// open says so when there is room again in a line that was found full.
+func (s *slots) open(ln *line) {
+	if ln.found && !ln.full(s.max) {
+		ln.found = false
+		s.reopened()
+	}
 }
 
 // drain starts nothing any more, and hands back what has not started.
 func (s *slots) drain(giveBack func([]*item)) {
 	s.mu.Lock()
 	s.closed = true
+	for _, ln := range s.limited {
+		ln.timer.Stop()
+	}
 	s.mu.Unlock()
 	s.shed(giveBack)
 }
 
-// shed hands back what has not started.
-func (s *slots) shed(giveBack func([]*item)) {
+// shed hands back what has not started: of all lines, or of those given.
+func (s *slots) shed(giveBack func([]*item), of ...*line) {
+	if len(of) == 0 {
+		of = s.lines
+	}
+	var waiting [][][]*item
 	s.mu.Lock()
-	waiting := s.waiting
-	s.waiting = nil
+	for _, ln := range of {
+		waiting = append(waiting, ln.tasks...)
+		ln.tasks, ln.items = nil, 0
+	}
 	s.mu.Unlock()
 	for _, tasks := range waiting {
 		for _, task := range tasks {

@@ -60,6 +60,7 @@ type Worker struct {
 
 	running atomic.Bool
 	current atomic.Pointer[life]
+	away    atomic.Bool // the last life ended, or did not begin, for want of the database or the lease
 }
 
 // New checks the set against the database: the schema is there, and the sources' columns
@@ -131,6 +132,11 @@ func (w *Worker) register(ctx context.Context) error {
 		if err := w.ledger.Register(ctx, &k.Type, query, e.Aliases...); err != nil {
 			return err
 		}
+		if k.FleetLimit != (jobs.Limit{}) {
+			if _, err := w.pool.Exec(ctx, newTurnstileSQL, k.ID); err != nil {
+				return fmt.Errorf("limit job type %s across the fleet: %w", name, err)
+			}
+		}
 		w.kinds[name] = k
 		for _, alias := range e.Aliases {
 			w.kinds[alias] = k
@@ -163,6 +169,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return err
 		}
+		w.away.Store(true)
 		if time.Since(began) > time.Minute {
 			wait = 100 * time.Millisecond
 		}
@@ -196,7 +203,8 @@ type life struct {
 	hands    hands
 	suspects sync.Mutex // held while work runs that workers died over again and again: one at a time
 	stopping atomic.Bool
-	clogged  atomic.Bool // every slot is stuck
+	clogged  atomic.Bool  // every slot is stuck
+	watched  atomic.Int64 // when watch last looked, in Unix nanoseconds
 }
 
 // live is one life: it ends with ctx, or with the lease.
@@ -214,9 +222,15 @@ func (w *Worker) live(ctx context.Context) error {
 	var recorded context.CancelFunc
 	l.record, recorded = context.WithCancel(outlive)
 	defer recorded()
-	l.slots = newSlots(w.config.Slots, l.work)
+	l.slots = newSlots(w.config.Slots, l.work, l.widened)
+	grants := map[*kind]*line{}
 	for _, k := range w.kinds {
 		if l.claims[k] == nil {
+			if k.Limit != (jobs.Limit{}) || k.FleetLimit != (jobs.Limit{}) {
+				if ln := l.slots.limit(k); ln.fleet != nil {
+					grants[k] = ln
+				}
+			}
 			l.claims[k] = newGroup(1, maxGroup, func(rs []*claimRequest) { l.claimAll(k, rs) })
 			l.settles[k] = newGroup(2, maxGroup, func(is []*item) { l.settle(k, is) })
 		}
@@ -234,7 +248,12 @@ func (w *Worker) live(ctx context.Context) error {
 	helpers.Go(func() { l.heartbeats(helping) })
 	helpers.Go(func() { l.watch(helping) })
 	helpers.Go(func() { l.recheck(helping) })
+	for k, ln := range grants {
+		helpers.Go(func() { l.keepGrant(helping, k, ln) })
+	}
+	l.watched.Store(time.Now().UnixNano())
 	w.current.Store(l)
+	w.away.Store(false)
 	defer w.current.Store(nil)
 	w.log.Info("worker started", "worker", lease.ID, "name", w.config.Name, "slots", w.config.Slots, "types", w.set.Types())
 
@@ -280,20 +299,4 @@ func (w *Worker) live(ctx context.Context) error {
 	err = lease.Leave(l.record)
 	w.log.Info("worker stopped", "worker", lease.ID)
 	return errors.Join(lost, left, err)
-}
-
-// Health is nil while the worker does what it should: it runs, its lease is alive, and no
-// body ignores the end of its context.
-func (w *Worker) Health() error {
-	l := w.current.Load()
-	if l == nil {
-		return errors.New("the worker is not running, or has no lease yet")
-	}
-	if !l.lease.Alive() {
-		return fmt.Errorf("worker %d: %w", l.lease.ID, ledger.ErrLeaseLost)
-	}
-	if stuck := l.slots.stuck(w.stuckGrace); len(stuck) > 0 {
-		return fmt.Errorf("worker %d: %d bodies ignore the end of their context, first %s", l.lease.ID, len(stuck), stuck[0])
-	}
-	return nil
 }

@@ -1,0 +1,242 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
+	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/memqueue"
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+	"github.com/oncemore-jobs/oncemore/worker"
+)
+
+// The windows through which job systems that keep no ledger run work twice, or lose it,
+// and the traps that those with idempotency keys fall into: docs/reliability.md lists
+// them, with the test that shows what happens here. Those that no other test tells are
+// told here.
+
+// throughProxy is a pool to a database of the test's own, and what stands between.
+func throughProxy(t *testing.T) (direct, proxied *pgxpool.Pool, proxy *pgproxy.Proxy) {
+	t.Helper()
+	direct = pgtest.Pool(t)
+	proxy, err := pgproxy.Start(direct.Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { proxy.Close() })
+	proxied, err = pgxpool.New(t.Context(), proxy.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxied.Close)
+	return direct, proxied, proxy
+}
+
+// A completer that keeps completions in memory and gives up after some tries loses them.
+// Here an outcome is recorded however long that takes, as long as its worker may act; it
+// is never dropped and never acknowledged before.
+func TestOutcomesThatCannotBeRecordedAreTriedUntilTheyAre(t *testing.T) {
+	t.Parallel()
+	direct, proxied, proxy := throughProxy(t)
+	var effects, refused atomic.Int32
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { effects.Add(1); return nil }})
+	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if b.Has("fact: complete a claim") && refused.Add(1) <= 8 {
+			return pgproxy.Lost
+		}
+		return pgproxy.Pass
+	})
+	begin(t, proxied, set, worker.Config{Lease: time.Minute})
+	sendMessages(t, pgq(direct), pack(t, 1, 20))
+	eventuallyRow(t, direct, "all are done", `SELECT count(*) = 20 FROM oncemore.ledger`)
+	eventuallyRow(t, direct, "all is acknowledged", quiet)
+	if refused.Load() < 8 {
+		t.Errorf("only %d settlements were cut off: nothing was tried", refused.Load())
+	}
+	if n := effects.Load(); n != 20 {
+		t.Errorf("%d effects of 20 letters", n)
+	}
+}
+
+// A job that outlives a rescuer's patience runs twice at once. Here a body may take as
+// long as its timeout says: its worker renews the lease and extends the message.
+func TestABodyThatOutlivesLeaseAndVisibilityRunsOnce(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var bodies atomic.Int32
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Repeatable, Do: func(context.Context, letter) error {
+		bodies.Add(1)
+		time.Sleep(2500 * time.Millisecond)
+		return nil
+	}})
+	for range 2 {
+		begin(t, pool, set, worker.Config{Lease: 500 * time.Millisecond, Queues: map[string]queue.Queue{"": pgqueue.New(pool, "").WithVisibility(500 * time.Millisecond)}})
+	}
+	enqueue(t, pgq(pool), letter{1})
+	eventuallyRow(t, pool, "it is done", `SELECT count(*) = 1 FROM oncemore.ledger`)
+	eventuallyRow(t, pool, "it is acknowledged", quiet)
+	if n := bodies.Load(); n != 1 {
+		t.Errorf("%d bodies ran, over five leases", n)
+	}
+}
+
+// Schedulers that keep their ticks in memory repeat them, or miss them, when their leader
+// changes. Here a tick is an entity like any other, so three schedulers may each enqueue
+// it; and a tick that was missed is made good by the next, since it asks for all that is
+// missing.
+func TestATickThatSeveralSchedulersSendIsOneAndAMissedOneIsMadeGood(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, `CREATE TABLE due (n int)`)
+	var ticks atomic.Int32
+	set := newSet(t,
+		jobs.Job[errand]{Effect: jobs.Repeatable, Do: func(ctx context.Context, e errand) error {
+			ticks.Add(1)
+			return jobs.Enqueue(ctx, pgq(pool), mailing{1})
+		}},
+		jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return jobs.SQL[letter](`SELECT n::text AS entity, n FROM due`) }},
+		jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { return nil }})
+	begin(t, pool, set, worker.Config{})
+	mustExec(t, pool, `INSERT INTO due SELECT generate_series(1, 5)`)
+	for range 3 {
+		enqueue(t, pgq(pool), errand{"nightly at 2026-01-01T02:00Z"})
+	}
+	eventuallyRow(t, pool, "the first tick's letters are done", `SELECT count(*) = 5 FROM oncemore.ledger l JOIN oncemore.job_type t ON t.id = l.job_type WHERE t.name = 'letter'`)
+	eventuallyRow(t, pool, "nothing is left to do", quiet)
+	if n := ticks.Load(); n != 1 {
+		t.Errorf("the tick ran %d times", n)
+	}
+	mustExec(t, pool, `INSERT INTO due SELECT generate_series(6, 9)`) // the second tick is missed, and the third is not
+	enqueue(t, pgq(pool), errand{"nightly at 2026-01-03T02:00Z"})
+	eventuallyRow(t, pool, "what was due is done", `SELECT count(*) = 9 FROM oncemore.ledger l JOIN oncemore.job_type t ON t.id = l.job_type WHERE t.name = 'letter'`)
+}
+
+// A record of completion that expires is permission to run again.
+func TestAFactOfTenYearsAgoStillCounts(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var bodies atomic.Int32
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { bodies.Add(1); return nil }})
+	begin(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), letter{1})
+	eventuallyRow(t, pool, "it is done", `SELECT count(*) = 1 FROM oncemore.ledger`)
+	mustExec(t, pool, `ALTER TABLE oncemore.ledger DISABLE TRIGGER archive_fact; UPDATE oncemore.ledger SET completed_at = now() - interval '10 years'`)
+	enqueue(t, pgq(pool), letter{1}, letter{2})
+	eventuallyRow(t, pool, "another one is done", `SELECT count(*) = 2 FROM oncemore.ledger`)
+	eventuallyRow(t, pool, "both are acknowledged", quiet)
+	if n := bodies.Load(); n != 2 {
+		t.Errorf("%d bodies of two letters", n)
+	}
+}
+
+// An acknowledgement before the completion is committed loses the work in a crash between
+// the two. On a queue that cannot share the transaction the fact is there first.
+func TestTheAcknowledgementComesAfterTheFact(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var early atomic.Int32
+	q := &witness{Queue: memqueue.New(), seen: func(ctx context.Context, ds []queue.Delivery) {
+		for _, d := range ds {
+			for _, it := range d.Items {
+				var done bool
+				if err := pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE entity = $1)`, it.Entity).Scan(&done); err != nil || !done {
+					early.Add(1)
+				}
+			}
+		}
+	}}
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { return nil }})
+	begin(t, pool, set, worker.Config{Queues: map[string]queue.Queue{"": q}})
+	for n := 0; n < 200; n += 10 {
+		sendMessages(t, q, pack(t, n, n+9))
+	}
+	eventually(t, "all are acknowledged", func() bool { return q.acked.Load() == 20 })
+	if n := early.Load(); n > 0 {
+		t.Errorf("%d entities were acknowledged before they were facts", n)
+	}
+}
+
+// witness looks on when messages are acknowledged.
+type witness struct {
+	queue.Queue
+	seen  func(context.Context, []queue.Delivery)
+	acked atomic.Int32
+}
+
+func (w *witness) Ack(ctx context.Context, ds ...queue.Delivery) error {
+	w.seen(ctx, ds)
+	defer w.acked.Add(int32(len(ds)))
+	return w.Queue.Ack(ctx, ds...)
+}
+
+// A key that nobody gave must not mean that there is none.
+func TestWorkWithoutAnIdentityIsRefusedWhereItIsSent(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	if err := jobs.Enqueue(t.Context(), pgq(pool), errand{""}); !errors.Is(err, queue.ErrInvalid) {
+		t.Errorf("an errand without an entity: %v", err)
+	}
+}
+
+// A source version that is read after the work hides a change that came during it. Here it
+// is read when the work is named: the change comes as a delivery of its own, and is done.
+func TestASourceThatChangesDuringTheWorkIsWorkedAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var revision atomic.Int64
+	revision.Store(1)
+	g := newGate()
+	var written atomic.Int64
+	set := newSet(t, jobs.Job[page]{Effect: jobs.Repeatable, Do: func(ctx context.Context, p page) error {
+		read := revision.Load()
+		if p.Revision == 1 {
+			if err := g.pass(ctx, p.Entity()); err != nil {
+				return err
+			}
+		}
+		written.Store(read)
+		return nil
+	}})
+	begin(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), page{1, 1})
+	within(t, "the work on the first revision has read it", g.entered)
+	revision.Store(2)
+	enqueue(t, pgq(pool), page{1, 2})
+	close(g.open)
+	eventuallyRow(t, pool, "the second revision is done", `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE source_version = 2)`)
+	if n := written.Load(); n != 2 {
+		t.Errorf("what is written is of revision %d", n)
+	}
+}
+
+// A version that is a hash of the program makes everything stale with each deploy.
+func TestADeployOfOtherCodeMakesNothingStale(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var bodies tally
+	deploy := func(build string) jobs.Definition {
+		return jobs.Job[letter]{DoTx: func(_ context.Context, _ pgx.Tx, l letter) error { bodies.add(build); return nil }}
+	}
+	for n, build := range []string{"monday", "tuesday"} {
+		w := begin(t, pool, newSet(t, deploy(build)), worker.Config{})
+		for m := range n + 2 {
+			enqueue(t, pgq(pool), letter{m})
+		}
+		eventuallyRow(t, pool, "all are done", `SELECT count(*) = $1 FROM oncemore.ledger`, n+2)
+		eventuallyRow(t, pool, "all are acknowledged", quiet)
+		mustStop(t, w)
+	}
+	if got := fmt.Sprint(bodies.of("monday"), bodies.of("tuesday")); got != "2 1" {
+		t.Errorf("bodies run by the two builds: %s, want 2 and the new one", got)
+	}
+}
