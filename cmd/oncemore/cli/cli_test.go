@@ -17,6 +17,7 @@ import (
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 	"github.com/oncemore-jobs/oncemore/worker"
+	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
@@ -148,13 +149,13 @@ func TestStatusTellsWhatIsDoneOpenAndMissing(t *testing.T) {
 	if a.code != 0 || a.err != "" {
 		t.Fatalf("%+v", a)
 	}
-	s := decodeJSON[status](t, a.out)
-	byName := map[string]typeStatus{}
+	s := decodeJSON[admin.Status](t, a.out)
+	byName := map[string]admin.TypeStatus{}
 	for _, ty := range s.Types {
 		byName[ty.Type] = ty
 	}
 	l := byName["letter"]
-	if l.Done != (count{9, "exact"}) || l.Open != (openings{Failed: 1}) || l.Missing == nil || *l.Missing != (count{15, "exact"}) || l.Effect != "Once" {
+	if l.Done != (admin.Count{N: 9, Is: admin.Exact}) || l.Open != (admin.Openings{Failed: 1}) || l.Missing == nil || *l.Missing != (admin.Count{N: 15, Is: admin.Exact}) || l.Effect != "Once" {
 		t.Errorf("letters: %+v", l)
 	}
 	if p := byName["parcel"]; p.Done.N != 1 || p.Missing != nil || p.Unknown == "" {
@@ -194,7 +195,7 @@ INSERT INTO oncemore.parked (reason, type, entity, body, error, digest) VALUES (
 UPDATE oncemore.message SET visible_at = clock_timestamp() - interval '90 seconds'`); err != nil {
 		t.Fatal(err)
 	}
-	s := decodeJSON[status](t, call(t, Options{}, "status", "-o", "json", "--database-url", dsn).out)
+	s := decodeJSON[admin.Status](t, call(t, Options{}, "status", "-o", "json", "--database-url", dsn).out)
 	if len(s.Queues) != 1 || s.Queues[0].Queue != "slow" || s.Queues[0].Ready != 2 || s.Queues[0].Entities != 2 ||
 		s.Queues[0].Oldest == nil || *s.Queues[0].Oldest < 90 || *s.Queues[0].Oldest > 600 || s.Queues[0].Is != "exact" {
 		t.Errorf("queues: %+v", s.Queues)
@@ -214,8 +215,8 @@ func TestMissingListsWhatTheSourceNamesAndNobodyHas(t *testing.T) {
 	t.Parallel()
 	dsn := worked(t)
 	a := call(t, Options{}, "missing", "letter", "--limit", "4", "-o", "json", "--database-url", dsn)
-	m := decodeJSON[missing](t, a.out)
-	if a.code != 0 || m.Missing != (count{15, "exact"}) || len(m.Entities) != 4 {
+	m := decodeJSON[admin.MissingList](t, a.out)
+	if a.code != 0 || m.Missing != (admin.Count{N: 15, Is: admin.Exact}) || len(m.Entities) != 4 {
 		t.Fatalf("%+v", a)
 	}
 	for _, e := range m.Entities {
@@ -228,7 +229,7 @@ func TestMissingListsWhatTheSourceNamesAndNobodyHas(t *testing.T) {
 		t.Errorf("%d lines, want 15: %s", n, a.out)
 	}
 	for line := range strings.Lines(a.out) {
-		decodeJSON[missingEntity](t, line)
+		decodeJSON[admin.MissingEntity](t, line)
 	}
 	a = call(t, Options{}, "missing", "letter", "--database-url", dsn)
 	if !strings.HasPrefix(a.out, "ENTITY") || strings.Count(a.out, "\n") != 16 || !strings.Contains(a.err, "15 of letter missing") {
@@ -244,8 +245,8 @@ func TestMissingWalksASourceInGoWhereTheJobsAreAtHand(t *testing.T) {
 		t.Errorf("without the jobs: %+v", a)
 	}
 	a = call(t, Options{Set: testSet}, "missing", "parcel", "-o", "json", "--limit", "3", "--database-url", dsn)
-	m := decodeJSON[missing](t, a.out)
-	if m.Missing != (count{9, "exact"}) || len(m.Entities) != 3 || m.Entities[0].Entity != "10" || m.Entities[1].Entity != "12" {
+	m := decodeJSON[admin.MissingList](t, a.out)
+	if m.Missing != (admin.Count{N: 9, Is: admin.Exact}) || len(m.Entities) != 3 || m.Entities[0].Entity != "10" || m.Entities[1].Entity != "12" {
 		t.Errorf("%+v", m)
 	}
 }
@@ -266,8 +267,8 @@ INSERT INTO oncemore.ledger (fingerprint, job_type, attempts, evidence, entity, 
     (1, 7, 1, 'r', '1', 1), (1, 7, 1, 'r', '2', 1), (1, 7, 1, 'r', '3', 5)`); err != nil {
 		t.Fatal(err)
 	}
-	m := decodeJSON[missing](t, call(t, Options{}, "missing", "page", "-o", "json", "--database-url", dsn).out)
-	want := []missingEntity{{"2", "stale_source"}, {"4", "missing"}}
+	m := decodeJSON[admin.MissingList](t, call(t, Options{}, "missing", "page", "-o", "json", "--database-url", dsn).out)
+	want := []admin.MissingEntity{{Entity: "2", Reason: "stale_source"}, {Entity: "4", Reason: "missing"}}
 	if m.Missing.N != 2 || len(m.Entities) != 2 || m.Entities[0] != want[0] || m.Entities[1] != want[1] {
 		t.Errorf("%+v, want %+v", m, want)
 	}

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
 // errNoDatabase tells a new user where to begin.
@@ -35,7 +35,10 @@ func (p *program) url() (string, error) {
 }
 
 // connect opens a small pool and makes sure that the database answers.
-func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) {
+func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) { return p.connectMany(ctx, 4) }
+
+// connectMany opens a pool of so many connections.
+func (p *program) connectMany(ctx context.Context, conns int32) (*pgxpool.Pool, error) {
 	url, err := p.url()
 	if err != nil {
 		return nil, err
@@ -44,7 +47,7 @@ func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the database's address: %w", err) // pgx leaves the password out
 	}
-	config.MaxConns = 4
+	config.MaxConns = conns
 	if config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
@@ -66,26 +69,29 @@ func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) {
 
 // reading runs statements that may not write, each bounded in time.
 func reading(ctx context.Context, pool *pgxpool.Pool, limit time.Duration, f func(pgx.Tx) error) error {
-	return explain(pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", limit.Milliseconds())); err != nil {
-			return err
-		}
-		return f(tx)
-	}))
+	return tooLong(admin.Read(ctx, pool, limit, f), limit)
 }
 
-// explain adds what to do to errors that a new user meets.
-func explain(err error) error {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "3F000" || pg.Code == "42P01") {
-		return fmt.Errorf("%w (is the schema there? run 'oncemore migrate up')", err)
+// tooLong says what may help where a look has taken too long.
+func tooLong(err error, limit time.Duration) error {
+	if admin.TimedOut(err) {
+		return fmt.Errorf("%w (it takes longer than %s: narrow it down by a job type or --since, or give a longer --timeout where there is one)", err, limit)
 	}
 	return err
 }
 
-// timedOut tells whether the statement's own limit ended it.
-func timedOut(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pg.Code == "57014"
+// look connects, puts the application's jobs together, and reads with them.
+func (p *program) look(ctx context.Context, limit time.Duration, f func(tx pgx.Tx, set *jobs.Set) error) error {
+	pool, err := p.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	set, err := p.set(ctx, pool)
+	if err != nil {
+		return err
+	}
+	return reading(ctx, pool, limit, func(tx pgx.Tx) error { return f(tx, set) })
 }
 
 // set is the application's jobs; nil where the program was not given any.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/oncemore-jobs/oncemore/examples/invitations"
 	"github.com/oncemore-jobs/oncemore/examples/invitations/smtpd"
+	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
 // demoState is what the database says in the middle of the story.
@@ -113,17 +114,16 @@ func (d *demo) count(ctx context.Context) (*demoResult, error) {
 				return err
 			}
 		}
-		t, err := readType(ctx, tx, nil, invitations.SendEventEmailToInvitee{}.JobType())
-		if err != nil {
-			return err
-		}
-		missing, err := t.missingCount(ctx, tx, countMost)
-		r.Missing = missing.N
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)
 	}
+	missing, err := admin.Missing(ctx, d.db, nil, invitations.SendEventEmailToInvitee{}.JobType(), 0, 10*time.Second)
+	if err != nil {
+		return nil, fmt.Errorf("count what came of it: %w", err)
+	}
+	r.Missing = missing.Missing.N
 	mail, err := smtpd.Control{URL: d.smtp.Control}.Stats(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,8 +11,11 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
+
+	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
 // outputFlag adds -o with the given formats, the first being the default. What it returns
@@ -65,28 +69,130 @@ func thousands(n int64) string {
 	return s
 }
 
-// A count knows how far it can be trusted.
-type count struct {
-	N  int64  `json:"n"`
-	Is string `json:"is"` // exact | at_least | estimate
+// writeRows writes rows as a table or as lines of JSON.
+func writeRows[T any](cmd *cobra.Command, output string, rows []T, columns []string, cells func(*T) []string) error {
+	out := cmd.OutOrStdout()
+	if output == "jsonl" {
+		e := json.NewEncoder(out)
+		for i := range rows {
+			if err := e.Encode(&rows[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	t := newTable(out, columns...)
+	for i := range rows {
+		t.row(cells(&rows[i])...)
+	}
+	return t.Flush()
 }
 
-// capped is the count of rows of which at most limit+1 were counted.
-func capped(n, limit int64) count {
-	if n > limit {
-		return count{limit, "at_least"}
-	}
-	return count{n, "exact"}
+// A listing is what the commands have in common that list something.
+type listing struct {
+	output *string
+	limit  int
+	after  string
 }
 
-func (c count) String() string {
-	switch c.Is {
-	case "at_least":
-		return "more than " + thousands(c.N)
-	case "estimate":
-		return "about " + thousands(c.N)
+// listFlags adds the flags of a list.
+func listFlags(cmd *cobra.Command) *listing {
+	l := &listing{output: outputFlag(cmd, "table", "json", "jsonl")}
+	cmd.Flags().IntVar(&l.limit, "limit", 50, "how many to list")
+	cmd.Flags().StringVar(&l.after, "after", "", "list what comes after `this`, which the page before ended with")
+	return l
+}
+
+func (l *listing) page() (admin.Page, error) {
+	if l.limit < 0 {
+		return admin.Page{}, usageError("--limit must not be negative")
 	}
-	return thousands(c.N)
+	return admin.Page{After: l.after, Limit: l.limit}, nil
+}
+
+// writeList writes a page, and says on stderr how much of how many it is. what is said of
+// them: "in doubt".
+func writeList[T any](cmd *cobra.Command, l *listing, list *admin.List[T], what string, columns []string, cells func(*T) []string) error {
+	var err error
+	if *l.output == "json" {
+		err = writeJSON(cmd.OutOrStdout(), list)
+	} else {
+		err = writeRows(cmd, *l.output, list.Rows, columns, cells)
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s %s listed", thousands(int64(len(list.Rows))), list.Of, what)
+	if list.Next != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "; the next page: --after %s", shellQuoted(list.Next))
+	}
+	fmt.Fprintln(cmd.ErrOrStderr())
+	return err
+}
+
+// shellQuoted is s as one word for a shell.
+func shellQuoted(s string) string {
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:@%+,=", r))
+	}) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// How much of a text a cell of a table shows.
+const (
+	wide   = 600 // all of an entity or an error class
+	narrow = 100
+)
+
+// cell makes a text fit for a cell of a table: its first line, without what could move a
+// terminal's cursor, and not too long. JSON has it whole.
+func cell(s string, most int) string {
+	line, rest, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	line = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t':
+			return ' '
+		case !unicode.IsPrint(r):
+			return '\uFFFD'
+		}
+		return r
+	}, strings.TrimRight(line, "\r"))
+	if runes := []rune(line); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	if rest != "" {
+		return line + " …"
+	}
+	return line
+}
+
+// orDash shows that there is nothing.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// A colour is one of the few that are used, all of the same length in bytes, so that a
+// column of coloured cells is aligned.
+type colour string
+
+const (
+	bold   colour = "01"
+	red    colour = "31"
+	green  colour = "32"
+	yellow colour = "33"
+)
+
+// painted is s in a colour, where w is to be written to in colours.
+func painted(w io.Writer, c colour, s string) string {
+	if !colours(w) {
+		return s
+	}
+	return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
 }
 
 // ago says how long ago t was, in one unit.
@@ -103,6 +209,22 @@ func ago(now, t time.Time) string {
 		return fmt.Sprintf("%dh", int(d.Hours()))
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// when says how long ago t was, or in how long it is to come.
+func when(now, t time.Time) string {
+	if t.After(now.Add(time.Second)) {
+		return "in " + ago(t, now)
+	}
+	return ago(now, t)
+}
+
+// badPage makes a wrong --after an error of usage.
+func badPage(err error) error {
+	if errors.Is(err, admin.ErrPage) {
+		return usageError("--after " + err.Error())
+	}
+	return err
 }
 
 // isTerminal tells whether a line that was written can be written over.

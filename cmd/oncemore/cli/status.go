@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -8,38 +9,77 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/oncemore-jobs/oncemore/worker"
+	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
 func (p *program) statusCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "status", Short: "Show what is done, open and missing, the queues, workers and runs", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "status", Short: "Show what is done, open and missing, the queues, workers and runs", Args: cobra.NoArgs,
+		Long: `Show what is done, open and missing by job type, the queues, the workers, the newest
+runs, and what is parked.
+
+With --check the exit code says whether everything is done, for cron and CI:
+
+  0  all is done: nothing is missing, open, queued or parked
+  3  something failed, is in doubt, stranded or parked: somebody must act
+  4  something is missing or still in work
+  1  an error; also, where neither 3 nor 4 holds, a source that could not be asked
+
+3 comes before 4. A job type whose source nobody here knows has nothing missing; the
+sources in Go of the application's jobs are walked.`}
 	output := outputFlag(cmd, "table", "json")
+	check := cmd.Flags().Bool("check", false, "let the exit code say whether everything is done")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		pool, err := p.connect(cmd.Context())
 		if err != nil {
 			return err
 		}
 		defer pool.Close()
-		s, err := p.readStatus(cmd.Context(), pool)
+		set, err := p.set(cmd.Context(), pool)
+		if err != nil {
+			return err
+		}
+		s, err := admin.ReadStatus(cmd.Context(), pool, set, admin.StatusOptions{Walk: *check})
 		if err != nil {
 			return err
 		}
 		if *output == "json" {
-			return writeJSON(cmd.OutOrStdout(), s)
+			err = writeJSON(cmd.OutOrStdout(), s)
+		} else {
+			err = writeStatus(cmd, s)
 		}
-		return s.write(cmd)
+		if err != nil || !*check {
+			return err
+		}
+		return checked(cmd, s)
 	})
 	return cmd
 }
 
-// write shows the tables that have rows.
-func (s *status) write(cmd *cobra.Command) error {
+// checked is the verdict on s, as the error that has its exit code.
+func checked(cmd *cobra.Command, s *admin.Status) error {
+	verdict, why := s.Verdict()
+	story := "Not all is done: " + strings.Join(why, "; ") + "."
+	switch verdict {
+	case admin.AllDone:
+		fmt.Fprintln(cmd.ErrOrStderr(), "All is done.")
+		return nil
+	case admin.Troubled:
+		return failure{errors.New(story), exitPartly}
+	case admin.Unfinished:
+		return failure{errors.New(story), exitUndone}
+	}
+	return errors.New("it is not known whether all is done: " + strings.Join(why, "; "))
+}
+
+// writeStatus shows the tables that have rows.
+func writeStatus(cmd *cobra.Command, s *admin.Status) error {
 	out := cmd.OutOrStdout()
 	t := newTable(out, "JOB TYPE", "DONE", "RUNNING", "RETRYING", "FAILED", "IN DOUBT", "STRANDED", "MISSING")
 	for _, ty := range s.Types {
 		missing := "?"
 		if ty.Missing != nil {
 			missing = ty.Missing.String()
-		} else if ty.Unknown == "no source is known" {
+		} else if ty.Unknown == admin.NoSource {
 			missing = "-"
 		}
 		o := ty.Open
@@ -59,7 +99,7 @@ func (s *status) write(cmd *cobra.Command) error {
 			if q.Oldest != nil {
 				oldest = ago(s.Now, s.Now.Add(-time.Duration(*q.Oldest*float64(time.Second))))
 			}
-			if q.Is == "at_least" {
+			if q.Is == admin.AtLeast {
 				more = "+"
 			}
 			t.row(quoted(q.Queue), thousands(q.Ready)+more, thousands(q.Held)+more, thousands(q.Delayed)+more, thousands(q.Entities)+more, oldest)
@@ -69,14 +109,14 @@ func (s *status) write(cmd *cobra.Command) error {
 		t.row("")
 		t.row("WORKER", "NAME", "STATE", "STARTED", "CLAIMS")
 		for _, w := range s.Workers {
-			t.row(fmt.Sprint(w.ID), w.Name, w.state(s.Now), ago(s.Now, w.StartedAt), thousands(w.Claims))
+			t.row(fmt.Sprint(w.ID), cell(w.Name, narrow), workerState(w, s.Now), ago(s.Now, w.StartedAt), thousands(w.Claims))
 		}
 	}
 	if len(s.Runs) > 0 {
 		t.row("")
 		t.row("RUN", "OF", "STATE", "STARTED", "DONE", "OPEN", "FAILED", "IN DOUBT", "MISSING", "SKIPPED AS DONE")
 		for _, r := range s.Runs {
-			t.row(fmt.Sprint(r.ID), r.ParentType+" "+r.ParentEntity, runState(r), ago(s.Now, r.StartedAt),
+			t.row(fmt.Sprint(r.ID), cell(r.ParentType+" "+r.ParentEntity, narrow), runState(r), ago(s.Now, r.StartedAt),
 				thousands(r.Done)+" of "+thousands(r.Items), thousands(r.Open), thousands(r.Failed), thousands(r.InDoubt), thousands(r.Missing), thousands(r.Skipped))
 		}
 	}
@@ -90,7 +130,7 @@ func (s *status) write(cmd *cobra.Command) error {
 	return t.Flush()
 }
 
-func (w workerStatus) state(now time.Time) string {
+func workerState(w admin.WorkerStatus, now time.Time) string {
 	switch {
 	case w.DeadAt != nil && w.Cause != nil:
 		return *w.Cause + " " + ago(now, *w.DeadAt)
@@ -120,9 +160,4 @@ func quoted(s string) string {
 		return fmt.Sprintf("%q", s)
 	}
 	return s
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }

@@ -1,11 +1,10 @@
-package cli
+package admin
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,89 +14,58 @@ import (
 	"github.com/oncemore-jobs/oncemore/jobs"
 )
 
-// A jobType is a job type as the database knows it, and as the application does where
-// its set is at hand.
-type jobType struct {
-	ID      int32
-	Name    string
-	Effect  string
-	Query   string // that names its entities; empty: unknown
-	Params  []any
-	Version int         // of the code; 0 where that is unknown
-	source  jobs.Source // in Go
-}
-
-var errNoSource = errors.New("its source is not known here: workers register the sources that are SQL without parameters, " +
+// ErrNoSource says that what is missing of a type cannot be told here.
+var ErrNoSource = errors.New("its source is not known here: workers register the sources that are SQL without parameters, " +
 	"and other sources need a program that has the jobs (cli.Options.Set)")
 
-// A renamed type has several names; the one that a worker used last is shown.
-const typesSQL = `
-SELECT DISTINCT ON (id) id, name, effect, coalesce(source, '') FROM oncemore.job_type ORDER BY id, seen_at DESC, name`
+// MissingList is what [Missing] found.
+type MissingList struct {
+	Type     string          `json:"type"`
+	Missing  Count           `json:"missing"` // up to [CountMost] are counted
+	Entities []MissingEntity `json:"entities"`
+}
 
-func readTypes(ctx context.Context, tx pgx.Tx, set *jobs.Set) ([]*jobType, error) {
-	rows, err := tx.Query(ctx, typesSQL)
-	if err != nil {
-		return nil, fmt.Errorf("list the job types: %w", err)
-	}
-	types, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*jobType, error) {
-		t := &jobType{}
-		return t, row.Scan(&t.ID, &t.Name, &t.Effect, &t.Query)
+// Missing lists up to limit entities of a type that its source names and that are neither
+// open nor, as they are now, done. Each query of it may take up to timeout. A source in Go
+// is walked, which takes as long as it takes. The error wraps [ErrNoSource] where there is
+// nothing to ask.
+func Missing(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, name string, limit int, timeout time.Duration) (*MissingList, error) {
+	m := &MissingList{Entities: []MissingEntity{}}
+	var t *Type
+	err := Read(ctx, pool, timeout, func(tx pgx.Tx) (err error) {
+		if t, err = FindType(ctx, tx, set, name); err != nil {
+			return err
+		}
+		m.Type = t.Name
+		if t.source.InGo() {
+			return nil
+		}
+		if m.Missing, err = t.missingCount(ctx, tx, CountMost); err != nil {
+			return err
+		}
+		page, err := t.missingPage(ctx, tx, limit)
+		m.Entities = append(m.Entities, page...)
+		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("list the job types: %w", err)
+	if err == nil && t.source.InGo() {
+		var page []MissingEntity
+		page, m.Missing, err = t.missingInGo(ctx, pool, limit, CountMost)
+		m.Entities = append(m.Entities, page...)
 	}
-	for _, t := range types {
-		if set == nil {
-			break
-		}
-		if e, ok := set.Lookup(t.Name); ok {
-			t.source = e.Source
-			t.Query, t.Params = e.Source.Query()
-			if e.Effect.MayRepeat() {
-				t.Version = e.Version
-			}
-		}
-	}
-	slices.SortFunc(types, func(a, b *jobType) int { return strings.Compare(a.Name, b.Name) })
-	return types, nil
+	return m, err
 }
 
-const typeByNameSQL = `SELECT id FROM oncemore.job_type WHERE name = $1`
-
-// readType finds a type by any of its names.
-func readType(ctx context.Context, tx pgx.Tx, set *jobs.Set, name string) (*jobType, error) {
-	types, err := readTypes(ctx, tx, set)
-	if err != nil {
-		return nil, err
-	}
-	var id int32
-	if err := tx.QueryRow(ctx, typeByNameSQL, name).Scan(&id); errors.Is(err, pgx.ErrNoRows) {
-		var names []string
-		for _, t := range types {
-			names = append(names, t.Name)
-		}
-		if names == nil {
-			return nil, fmt.Errorf("no worker has registered a job type %q in this database, nor any other", name)
-		}
-		return nil, fmt.Errorf("no worker has registered a job type %q in this database; there are: %s", name, strings.Join(names, ", "))
-	} else if err != nil {
-		return nil, fmt.Errorf("look for job type %q: %w", name, err)
-	}
-	i := slices.IndexFunc(types, func(t *jobType) bool { return t.ID == id })
-	return types[i], nil
-}
-
-// A missingEntity is named by the source and neither open nor, as it is now, done.
-type missingEntity struct {
+// A MissingEntity is named by the source and neither open nor, as it is now, done.
+type MissingEntity struct {
 	Entity string `json:"entity"`
 	Reason string `json:"reason"` // missing | stale_source | stale_version
 }
 
 // missingSQL names what is missing of a type: without a fact, or with one that is stale,
 // and without a claim. It adds parameters behind those of the source.
-func (t *jobType) missingSQL(ctx context.Context, tx pgx.Tx) (query string, params []any, err error) {
+func (t *Type) missingSQL(ctx context.Context, tx pgx.Tx) (query string, params []any, err error) {
 	if t.Query == "" {
-		return "", nil, errNoSource
+		return "", nil, ErrNoSource
 	}
 	d, err := tx.Conn().PgConn().Prepare(ctx, "", t.Query, nil)
 	if err != nil {
@@ -129,15 +97,15 @@ AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = ` + jobType + ` 
 
 // missingPage returns the first entities that are missing, in the order in which the
 // source names them.
-func (t *jobType) missingPage(ctx context.Context, tx pgx.Tx, limit int) ([]missingEntity, error) {
+func (t *Type) missingPage(ctx context.Context, tx pgx.Tx, limit int) ([]MissingEntity, error) {
 	query, params, err := t.missingSQL(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
 	rows, err := tx.Query(ctx, fmt.Sprintf("%s LIMIT %d", query, limit), params...)
 	if err == nil {
-		var page []missingEntity
-		if page, err = pgx.CollectRows(rows, pgx.RowToStructByPos[missingEntity]); err == nil {
+		var page []MissingEntity
+		if page, err = pgx.CollectRows(rows, pgx.RowToStructByPos[MissingEntity]); err == nil {
 			return page, nil
 		}
 	}
@@ -145,16 +113,16 @@ func (t *jobType) missingPage(ctx context.Context, tx pgx.Tx, limit int) ([]miss
 }
 
 // missingCount counts up to most of what is missing.
-func (t *jobType) missingCount(ctx context.Context, tx pgx.Tx, most int64) (count, error) {
+func (t *Type) missingCount(ctx context.Context, tx pgx.Tx, most int64) (Count, error) {
 	query, params, err := t.missingSQL(ctx, tx)
 	if err != nil {
-		return count{}, err
+		return Count{}, err
 	}
 	var n int64
 	if err := tx.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FROM (%s LIMIT %d) m", query, most+1), params...).Scan(&n); err != nil {
-		return count{}, fmt.Errorf("count what is missing of %s: %w", t.Name, err)
+		return Count{}, fmt.Errorf("count what is missing of %s: %w", t.Name, err)
 	}
-	return capped(n, most), nil
+	return Capped(n, most), nil
 }
 
 const absentSQL = `
@@ -167,17 +135,17 @@ ORDER BY w.n`
 
 // missingInGo walks a source in Go: it returns a page of what is missing, and counts on
 // up to most. No transaction is held meanwhile, since a source may take its time.
-func (t *jobType) missingInGo(ctx context.Context, pool *pgxpool.Pool, limit int, most int64) (page []missingEntity, n count, err error) {
+func (t *Type) missingInGo(ctx context.Context, pool *pgxpool.Pool, limit int, most int64) (page []MissingEntity, n Count, err error) {
 	var entities []string
 	var sources []int64
 	total := int64(0)
 	look := func() error {
-		return reading(ctx, pool, time.Minute, func(tx pgx.Tx) error {
+		return Read(ctx, pool, time.Minute, func(tx pgx.Tx) error {
 			rows, err := tx.Query(ctx, absentSQL, t.ID, entities, sources, t.Version)
 			if err != nil {
 				return err
 			}
-			found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[missingEntity])
+			found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[MissingEntity])
 			total += int64(len(found))
 			page = append(page, found[:min(len(found), limit-len(page))]...)
 			entities, sources = entities[:0], sources[:0]
@@ -206,5 +174,5 @@ func (t *jobType) missingInGo(ctx context.Context, pool *pgxpool.Pool, limit int
 	if err := look(); err != nil {
 		return nil, n, fmt.Errorf("look for what is missing of %s: %w", t.Name, err)
 	}
-	return page, capped(total, most), nil
+	return page, Capped(total, most), nil
 }

@@ -1,0 +1,5 @@
+-- +goose Up
+
+-- Late successes are few among many attempts, and each of them is for somebody to look at: this finds
+-- them without reading all. Other attempts pay nothing for it but the comparison.
+CREATE INDEX attempt_disputed ON oncemore.attempt (at, job_type, entity) WHERE outcome = 'disputed';
