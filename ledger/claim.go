@@ -37,7 +37,8 @@ type Claim struct {
 // Then it looks again, in the same READ COMMITTED transaction and so with a fresh
 // snapshot. A completion moves an entity from claim to ledger at one moment. Once our
 // claim is in place nobody else can complete the entity under a fence, so the facts
-// read now are the truth; claims of what turned out done are given back.
+// read now are the truth; claims of what turned out done are given back. Where a fact
+// was to be replaced, and somebody else has replaced it, that is part of the transaction.
 //
 // A crash before the commit leaves nothing. After it, the claims are found with a dead
 // owner, and their effect class says what that means. On an error the claims may still
@@ -51,6 +52,8 @@ func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(cs[a].Entity, cs[b].Entity) })
 
 	var fresh, taken claimColumns
+	var stale []string // of fresh, those that are to replace a fact
+	var seen []int64   // the epochs of those facts
 	entities := make([]string, 0, len(cs))
 	index := make(map[string]int, len(cs))
 	for _, i := range order {
@@ -58,6 +61,9 @@ func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate
 		entities, index[c.Entity] = append(entities, c.Entity), i
 		if c.Open == nil {
 			fresh.add(c)
+			if c.Fact != nil {
+				stale, seen = append(stale, c.Entity), append(seen, c.Fact.Epoch)
+			}
 		} else {
 			taken.add(c)
 		}
@@ -83,6 +89,13 @@ func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate
 		}
 		if len(fresh.entity) > 0 {
 			b.Queue(insertClaimSQL, fresh.args(t.ID, owner)...).Query(won)
+		}
+		if len(stale) > 0 {
+			b.Queue(giveBackSQL, t.ID, owner, stale, seen).Query(func(rows pgx.Rows) error {
+				var entity string
+				_, err := pgx.ForEachRow(rows, []any{&entity}, func() error { out[index[entity]] = Claim{}; return nil })
+				return err
+			})
 		}
 		queueFacts(b, t.ID, entities, &facts)
 	})
@@ -208,6 +221,17 @@ SET fence = nextval('oncemore.fence'), owner = $2, claimed_at = now(), first_cla
     source_version = w.source, fingerprint = w.fp, run = w.run, args = w.args
 FROM w WHERE c.ctid = w.tid
 RETURNING c.entity, c.fence, c.epoch, c.attempts`
+
+// Somebody else has replaced the fact that was seen, so a claim that was to replace it, and
+// was inserted just now, is given back before anybody sees it. The epoch drawn for it may be
+// higher than the new fact's: left behind by a crash, it would look like work that is
+// wanted.
+const giveBackSQL = `
+/* claim: give back */
+DELETE FROM oncemore.claim c USING unnest($3::text[], $4::bigint[]) AS w(entity, seen)
+WHERE c.job_type = $1 AND c.entity = w.entity AND c.owner = $2 AND c.claimed_at = now()
+  AND EXISTS (SELECT FROM oncemore.ledger l WHERE l.job_type = $1 AND l.entity = w.entity AND coalesce(l.epoch, 0) > w.seen)
+RETURNING c.entity`
 
 const dropSQL = `
 /* claim: sweep */

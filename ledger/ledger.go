@@ -48,6 +48,10 @@ func explain(err error) error {
 	return err
 }
 
+// Every statement that writes, here and in the packages above, begins with its name in a
+// comment. So pg_stat_activity and the server's log say what a session of ours is at, and
+// tests can let each write fail.
+
 // Every statement of the ledger reaches its rows by primary key, in key order. The
 // planner would rather scan a claim table that was empty when the plan was made, and
 // keep that plan when it holds a hundred thousand rows; so this is said aloud, for our

@@ -62,7 +62,7 @@ func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standin
 			Reason: Decide(t, w, f, o, now),
 			Fact:   f, Open: o,
 			Verify: MustVerify(t, o, now),
-			Sweep:  f != nil && o != nil && !o.Held() && f.Epoch >= o.Epoch,
+			Sweep:  f != nil && o != nil && !o.Held() && f.Epoch >= o.Epoch && f.SourceVersion >= o.SourceVersion,
 		}
 	}
 	return out, nil

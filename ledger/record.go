@@ -1,10 +1,12 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"time"
 
@@ -128,40 +130,68 @@ type Verdict struct {
 // done" the entity waits for another attempt, due at once; the caller sends its message
 // (o has the arguments) in the same transaction.
 func Resolve(ctx context.Context, tx pgx.Tx, t *Type, o *Open, v Verdict) error {
-	if o.Held() {
-		return fmt.Errorf("resolve %s %q: %w: worker %d holds it", t.Name, o.Entity, ErrChanged, o.Owner)
+	changed, err := ResolveAll(ctx, tx, t, []*Open{o}, v)
+	if err == nil && len(changed) > 0 {
+		err = fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, ErrChanged)
 	}
-	said := "not done"
-	out := &Outcome{Want: Want{Entity: o.Entity, Fingerprint: o.Fingerprint, SourceVersion: o.SourceVersion, Run: o.Run, Epoch: o.Epoch},
-		State: ToRetry, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence}
+	return err
+}
+
+// ResolveAll is [Resolve] for many different entities at once. It returns those that have
+// changed since they were shown; to them it did nothing.
+func ResolveAll(ctx context.Context, tx pgx.Tx, t *Type, os []*Open, v Verdict) (changed []*Open, err error) {
+	said, state := "not done", ToRetry
 	if v.Done {
-		said, out.State = "done", Completed
+		said, state = "done", Completed
+	}
+	shown := map[*Outcome]*Open{}
+	var outs []*Outcome
+	var entities []string
+	var fences []int64
+	for _, o := range slices.SortedFunc(slices.Values(os), func(a, b *Open) int { return cmp.Compare(a.Entity, b.Entity) }) {
+		if o.Held() {
+			changed = append(changed, o)
+			continue
+		}
+		out := &Outcome{Want: Want{Entity: o.Entity, Fingerprint: o.Fingerprint, SourceVersion: o.SourceVersion, Run: o.Run, Epoch: o.Epoch},
+			State: state, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence}
+		shown[out] = o
+		outs, entities, fences = append(outs, out), append(entities, o.Entity), append(fences, o.Fence)
 	}
 	b := &pgx.Batch{}
 	b.Queue(steadyPlans)
 	if !v.Done {
-		b.Queue(absentSQL, t.ID, o.Entity, o.Fence)
+		b.Queue(absentSQL, t.ID, entities, fences)
 	}
-	Settle(b, t, 0, []*Outcome{out})
+	Settle(b, t, 0, outs)
 	queueUsualPlans(b)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, err)
+		return nil, fmt.Errorf("resolve %d entities of %s: %w", len(os), t.Name, err)
 	}
-	if out.Refused {
-		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, ErrChanged)
+	var notes []*Outcome
+	for _, out := range outs {
+		if out.Refused {
+			changed = append(changed, shown[out])
+			continue
+		}
+		note := *out
+		note.State, note.Class, note.Error = "resolved", string(shown[out].Trouble), fmt.Sprintf("%s, says %s: %s", said, v.By, v.Why)
+		notes = append(notes, &note)
 	}
-	note := *out
-	note.State, note.Class, note.Error = "resolved", string(o.Trouble), fmt.Sprintf("%s, says %s: %s", said, v.By, v.Why)
 	b = &pgx.Batch{}
-	queueAttempts(b, t, 0, []*Outcome{&note})
+	queueAttempts(b, t, 0, notes)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return fmt.Errorf("resolve %s %q: %w", t.Name, o.Entity, err)
+		return nil, fmt.Errorf("resolve %d entities of %s: %w", len(os), t.Name, err)
 	}
-	return nil
+	return changed, nil
 }
 
 // The verdict that nothing happened ends what earlier attempts were evidence of.
-const absentSQL = `/* claim: deny the effect */ UPDATE oncemore.claim SET first_claimed_at = NULL WHERE job_type = $1 AND entity = $2 AND fence = $3`
+const absentSQL = `
+/* claim: deny the effect */
+UPDATE oncemore.claim c SET first_claimed_at = NULL
+FROM unnest($2::text[], $3::bigint[]) AS w(entity, fence)
+WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.fence`
 
 // Opens yields the open entities of t with the given trouble, or all of them when it is
 // [NoTrouble], in key order after the entity given, up to limit.

@@ -145,7 +145,8 @@ func (l *Ledger) RecordDisputes(ctx context.Context, t *Type, owner int64, outs 
 	var late []*Outcome
 	var again []string
 	for _, o := range outs {
-		if o.Refused && o.State == Completed {
+		// That a done-check said so is no attempt: somebody else was told the same.
+		if o.Refused && o.State == Completed && o.Evidence != DoneCheck {
 			late = append(late, o)
 			if o.Again {
 				again = append(again, o.Entity)

@@ -152,6 +152,11 @@ func (l *life) finish(it *item, s ledger.State, err error) {
 	if s == ledger.Returned {
 		o.Attempts--
 		o.Absent = true // it did not begin, or left nothing, or may be repeated
+		if it.kind.Erased.FanOut != nil && it.standing.Open == nil {
+			// Somebody else may have ended its run meanwhile: then no message comes again, and
+			// nothing may be left open. One that does come needs nothing of this.
+			o.State = ledger.Ended
+		}
 	}
 	it.end.outcome = o
 	l.endItem(it)

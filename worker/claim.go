@@ -68,8 +68,8 @@ func (h *hands) hold(k *kind, entity string) bool {
 }
 
 // orphaned tells whether the claim on it is ours and nobody here has it: the answer to
-// our claim was lost. It was never begun, so it may be taken over from ourselves; by its
-// fence, for should it just have been settled, then the fence has changed.
+// our claim was lost. It was never begun, so it may be given back, or taken over from
+// ourselves; by its fence, for should it just have been settled, then the fence has changed.
 func (l *life) orphaned(it *item) bool {
 	o := it.standing.Open
 	return it.standing.Reason == ledger.Ongoing && o.Owner == l.lease.ID && !l.hands.hold(it.kind, it.Entity)
@@ -123,6 +123,16 @@ func (l *life) outrun(it *item) {
 		return
 	}
 	it.standing = standings[0]
+	if o := it.standing.Open; it.claim.Won && o != nil && o.Fence == it.claim.Fence {
+		// We have the claim, and somebody without one inserted the fact first, or is about to.
+		// Our body did not begin. A claim that a living worker holds would be in everybody's
+		// way, so it goes: swept when the fact is there, given back when it may yet not be.
+		if it.standing.Reason != ledger.Done {
+			l.finish(it, ledger.Returned, nil) // its message comes again
+			return
+		}
+		it.standing.Sweep = true
+	}
 	if it.standing.Reason.Run() {
 		it.end = ending{reason: ledger.Ongoing, send: it.later(0)}
 	} else {

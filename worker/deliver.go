@@ -31,6 +31,7 @@ type item struct {
 	args     jobs.Args
 	want     ledger.Want
 	standing ledger.Standing
+	looked   time.Time // when that was read
 	claim    ledger.Claim
 	slot     *slot
 	began    time.Time
@@ -70,6 +71,7 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 	for i, it := range items {
 		wants[i] = it.want
 	}
+	began := time.Now()
 	standings, err := l.ledger.Look(l.record, &k.Type, wants)
 	if err != nil {
 		l.log.Error("look failed: the messages come again", "type", k.name, "items", len(items), "error", err)
@@ -81,11 +83,19 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 	var tasks [][]*item
 	var idle []*item
 	for i, it := range items {
-		it.standing = standings[i]
-		if l.orphaned(it) || k.Erased.FanOut != nil && it.standing.Reason == ledger.Failed {
+		it.standing, it.looked = standings[i], began
+		if k.Erased.FanOut != nil && it.standing.Reason == ledger.Failed {
 			it.standing.Reason = ledger.Retry // whoever calls a fan-out again asks for another visit
 		}
 		switch {
+		case l.orphaned(it):
+			// Given back first: an attempt that never began is not charged, and is no evidence of
+			// an effect.
+			it.end = ending{keep: true, err: errors.New("the answer to its claim was lost")}
+			it.end.outcome = it.outcome(ledger.Returned)
+			it.end.outcome.Attempts--
+			it.end.outcome.Absent = true
+			idle = append(idle, it)
 		case !it.standing.Reason.Run():
 			l.decideIdle(it)
 			idle = append(idle, it)
@@ -187,16 +197,16 @@ func (l *life) decideIdle(it *item) {
 		return
 	}
 	o := st.Open
-	if st.Reason == ledger.InDoubt && o.Trouble != ledger.Doubtful {
+	news := st.Reason == ledger.InDoubt && o.Trouble != ledger.Doubtful
+	if news {
 		// Nobody has said so in the table yet: its worker died, or its provider has forgotten
 		// the key. Say it, by the fence that was seen.
 		it.end.err = errors.New("an attempt ended without an answer, and may not be repeated")
 		it.end.outcome = it.outcome(ledger.Unclear)
-		return
 	}
 	covered := o.Covers(it.want)
-	if covered && o.Owner == 0 {
-		return // the claim has the arguments, and a message carries it on
+	if covered && (o.Owner == 0 || news) {
+		return // the claim has the arguments; a message, or who resolves the doubt, carries it on
 	}
 	// Somebody has it, and may be dead or die over it: this may be the very message that
 	// brings it back then, so it must not end here. Or more is wanted than the claim stands
@@ -223,7 +233,7 @@ func (l *life) work(task []*item) {
 		it.recorded = make(chan struct{})
 		defer func() { <-it.recorded; l.suspects.Unlock() }()
 	}
-	if !l.mayStart(it) {
+	if !l.mayStart(it) || !l.stillRuns(it) {
 		return
 	}
 
@@ -290,6 +300,30 @@ func (l *life) mayStart(it *item) bool {
 	return true
 }
 
+// stillRuns looks again at an interrupted item that waited for its slot. Another claim its
+// fence would tell; but time has passed, and a provider may know our key no more.
+func (l *life) stillRuns(it *item) bool {
+	if o := it.standing.Open; o == nil || o.FirstClaimedAt.IsZero() || it.kind.Effect().MayRepeat() || time.Since(it.looked) < time.Second {
+		return true
+	}
+	it.looked = time.Now()
+	standings, err := l.ledger.Look(l.record, &it.kind.Type, []ledger.Want{it.want})
+	if err != nil {
+		l.giveBack([]*item{it}, err)
+		return false
+	}
+	it.standing = standings[0]
+	if l.orphaned(it) {
+		it.standing.Reason = ledger.Retry
+	}
+	if it.standing.Reason.Run() {
+		return true
+	}
+	l.decideIdle(it)
+	l.endItem(it)
+	return false
+}
+
 // ask asks whether the work is ready and whether it is done already. It returns true when
 // there is something left to do.
 func (l *life) ask(it *item) bool {
@@ -320,10 +354,18 @@ func (l *life) ask(it *item) bool {
 	case err != nil && it.standing.Verify:
 		it.end = ending{err: fmt.Errorf("an earlier attempt may have had its effect, and the done-check cannot tell: %w", err)}
 		it.end.outcome = it.outcome(ledger.Unclear)
+		if !it.standing.Open.Covers(it.want) {
+			it.end.send = it.later(0) // the doubt is about less than is wanted
+		}
 		l.endItem(it)
 	case err != nil:
 		l.judge(it, notTried{fmt.Errorf("the done-check cannot tell: %w", err)})
 	case done:
+		// Where a fact is in the way, or an epoch is asked for, only a claim can become the
+		// fact that is wanted.
+		if (it.standing.Fact != nil || it.want.Epoch != 0) && !l.claimOne(it) {
+			return false
+		}
 		it.end = ending{note: "found done"}
 		it.end.outcome = it.outcome(ledger.Completed)
 		it.end.outcome.Evidence = ledger.DoneCheck

@@ -23,12 +23,7 @@ import (
 // commit is lost it tries again: every statement compares fences or keys, and the ledger
 // recognizes its own facts.
 func (l *life) settle(k *kind, items []*item) {
-	var sweep []*ledger.Open
-	for _, it := range items {
-		if it.end.reason == ledger.Done && it.standing.Sweep {
-			sweep = append(sweep, it.standing.Open)
-		}
-	}
+	l.sweep(k, items)
 	acks := finished(items)
 	outs, err := l.persist(k, items, acks)
 	if err != nil {
@@ -43,13 +38,29 @@ func (l *life) settle(k *kind, items []*item) {
 		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
 	}
 	l.redo(k, items)
-	if len(sweep) > 0 {
-		if err := l.ledger.Sweep(l.record, &k.Type, sweep); err != nil {
-			l.log.Warn("claims of done work stay for now", "type", k.name, "error", err)
-		}
-	}
 	l.tell(items)
 	l.leave(items, acks)
+}
+
+// sweep removes claims that a fact outranks, before the messages that showed them are
+// acknowledged: after a crash here, or an error, those come again.
+func (l *life) sweep(k *kind, items []*item) {
+	var done []*item
+	var opens []*ledger.Open
+	for _, it := range items {
+		if it.end.reason == ledger.Done && it.standing.Sweep {
+			done, opens = append(done, it), append(opens, it.standing.Open)
+		}
+	}
+	if len(done) == 0 {
+		return
+	}
+	if err := l.ledger.Sweep(l.record, &k.Type, opens); err != nil {
+		l.log.Warn("claims of done work stay until their messages come again", "type", k.name, "error", err)
+		for _, it := range done {
+			it.end.keep = true
+		}
+	}
 }
 
 // gather reads from the endings of items what is to be written together.
@@ -63,6 +74,11 @@ func gather(items []*item) (outs []*ledger.Outcome, sends []queue.Message, parke
 			}
 			if e.outcome.State != ledger.Completed {
 				e.outcome.Args = string(it.raw) // what stays open keeps all that another attempt needs
+				// A claim that was only seen keeps what it stands for; where more is wanted (a
+				// higher epoch, a newer source), the message carries that on.
+				if o := it.standing.Open; e.send == nil && o != nil && !it.claim.Won && !o.Covers(it.want) {
+					e.send = it.later(0)
+				}
 			}
 			outs = append(outs, &e.outcome)
 		}

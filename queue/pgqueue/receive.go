@@ -231,7 +231,7 @@ func (p *pace) endWake(start, end time.Time, w woken, err error) {
 	p.waking = false
 	gap := max(wakeAfter, shareOfTime*end.Sub(start))
 	if w.full {
-		gap = 0
+		gap, w.next = 0, 0 // there is more that is due
 	}
 	p.notBefore = end.Add(gap)
 	p.wakeAt = end.Add(max(gap, min(w.next, wakeEvery)))

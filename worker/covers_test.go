@@ -1,0 +1,117 @@
+package worker_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/worker"
+)
+
+// A forced message meets a claim of an earlier epoch, and the worker ends that claim without
+// a new one of its own: it gives it up, or finds it in doubt. The claim stands for less than
+// the message wants, so the message goes on, and is worked when its time has come.
+func TestI1NoLossForcedWorkOutlivesTheClaimOfAnEarlierEpochThatItMeets(t *testing.T) {
+	t.Parallel()
+	cannotTell := func(context.Context, letter) (bool, error) { return false, errTrouble }
+	for name, c := range map[string]struct {
+		job  jobs.Job[letter]
+		dead int    // attempts that a worker died over
+		ends string // where the claim ends first
+	}{
+		"given up: its workers died":         {jobs.Job[letter]{Effect: jobs.Repeatable}, 3, "failed"},
+		"given up: it cannot be checked":     {jobs.Job[letter]{Effect: jobs.Repeatable, Done: cannotTell}, 2, "failed"},
+		"in doubt":                           {jobs.Job[letter]{Effect: jobs.Once}, 1, "in_doubt"},
+		"in doubt, and it cannot be checked": {jobs.Job[letter]{Effect: jobs.Verifiable(0), Done: cannotTell}, 1, "in_doubt"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			c.job.Do = func(context.Context, letter) error { return nil }
+			c.job.Policy = jobs.Policy{Attempts: 3, Backoff: quickly}
+			w := newWorker(t, pool, newSet(t, c.job), worker.Config{}) // registers the job type
+			mustExec(t, pool, `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at) VALUES ('dead', now(), now()) RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, $1, '1', '{"n":1}' FROM dead, oncemore.job_type t`, c.dead)
+			m := together(t, letter{1})
+			m.Epoch = count(t, pool, `SELECT nextval('oncemore.epoch')`)
+			sendMessages(t, pgq(pool), m)
+			r := runWorker(t, w)
+			eventuallyRow(t, pool, "the claim has ended", `SELECT EXISTS (SELECT FROM oncemore.claim WHERE trouble = $1)`, c.ends)
+			mustStop(t, r)
+			if n := count(t, pool, `SELECT count(*) FROM oncemore.message WHERE epoch = $1`, m.Epoch); n != 1 {
+				t.Errorf("%d messages carry what was forced, want one", n)
+			}
+		})
+	}
+}
+
+// The done-check finds done what is wanted anew: of a newer source, or forced. That is
+// recorded as what was wanted; else the message would come again for ever.
+func TestWhatIsFoundDoneIsRecordedUnderTheEpochThatWasAskedFor(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		before, wanted page
+		forced         bool
+	}{
+		"a newer source":                    {before: page{1, 5}, wanted: page{1, 9}},
+		"forced":                            {before: page{1, 5}, wanted: page{1, 5}, forced: true},
+		"forced, and nothing was done here": {wanted: page{1, 5}, forced: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			set := newSet(t, jobs.Job[page]{Effect: jobs.Verifiable(time.Minute),
+				Do:   func(context.Context, page) error { t.Error("it is done, and was done again"); return nil },
+				Done: func(context.Context, page) (bool, error) { return true, nil }})
+			w := begin(t, pool, set, worker.Config{})
+			if c.before != (page{}) {
+				enqueue(t, pgq(pool), c.before)
+				eventuallyRow(t, pool, "the first is recorded", `SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore.message)`)
+			}
+			m := together(t, c.wanted)
+			if c.forced {
+				m.Epoch = count(t, pool, `SELECT nextval('oncemore.epoch')`)
+			}
+			sendMessages(t, pgq(pool), m)
+			eventuallyRow(t, pool, "what is wanted is recorded", `
+SELECT EXISTS (SELECT FROM oncemore.ledger WHERE source_version = $1 AND coalesce(epoch, 0) >= $2 AND evidence = 'c')
+   AND NOT EXISTS (SELECT FROM oncemore.message) AND NOT EXISTS (SELECT FROM oncemore.claim)`, c.wanted.Revision, m.Epoch)
+			mustStop(t, w)
+		})
+	}
+}
+
+// A retry is looked at while the provider still knows the key, and then waits for a slot
+// until it does not.
+func TestI4NoBlindRepeatAKeyThatIsForgottenWhileItsWorkWaitsForASlotIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	g := newGate()
+	var runs tally
+	const horizon, timeout = 12 * time.Second, 10 * time.Second
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Keyed(horizon), Policy: jobs.Policy{Timeout: timeout}, Do: func(ctx context.Context, l letter) error {
+		runs.add(l.Entity())
+		return g.pass(ctx, l.Entity())
+	}})
+	w := newWorker(t, pool, set, worker.Config{Slots: 1})
+	enqueue(t, pgq(pool), letter{1})
+	r := runWorker(t, w)
+	within(t, "the only slot is taken", g.entered)
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t`)
+	enqueue(t, pgq(pool), letter{2})
+	eventuallyRow(t, pool, "it waits for a slot", `SELECT EXISTS (SELECT FROM oncemore.message WHERE lock > 0 AND entities = '{2}')`)
+	eventuallyRow(t, pool, "an attempt that begins now would end past the horizon",
+		`SELECT clock_timestamp() > first_claimed_at + $1::interval FROM oncemore.claim WHERE entity = '2'`, horizon-timeout)
+	close(g.open)
+	eventuallyRow(t, pool, "both have ended", `SELECT NOT EXISTS (SELECT FROM oncemore.message)`)
+	mustStop(t, r)
+	if got := standing(t, pool, "2"); got != "in_doubt 1" || runs.of("2") != 0 {
+		t.Errorf("%q after %d runs, want it in doubt after none", got, runs.of("2"))
+	}
+}

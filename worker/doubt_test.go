@@ -1,0 +1,83 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/worker"
+)
+
+// A worker has died over a page of class Once. The first who learns of it is a delivery
+// that wants more than the dead one did: it says that the page is in doubt, and waits, for
+// the answer to the doubt is no answer to what it wants.
+func TestI1NoLossOfForcedOrNewerWorkThatMeetsADoubtFirst(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]struct{ epoch, revision int64 }{"a forced epoch": {1000, 5}, "a newer source": {0, 6}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			var worked tally
+			set := newSet(t, jobs.Job[page]{Effect: jobs.Once, Do: func(_ context.Context, p page) error { worked.add(fmt.Sprint(p.Revision)); return nil }})
+			newWorker(t, pool, set, worker.Config{}) // registers the job type
+			mustExec(t, pool, `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at) VALUES ('dead', now(), now()) RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 5, 0, t.id, 1, '1', '{"id":1,"source_version":5}'
+FROM dead, oncemore.job_type t WHERE t.name = 'page'`)
+			m := together(t, page{1, want.revision})
+			m.Epoch = want.epoch
+			sendMessages(t, pgq(pool), m)
+			w := begin(t, pool, set, worker.Config{})
+			eventually(t, "it is in doubt", func() bool { return standing(t, pool, "1") == "in_doubt 1" })
+			if worked.sum() != 0 {
+				t.Fatal("it was worked although the first attempt may have had its effect")
+			}
+			operatorSaysDone(t, pool, "page", "1")
+			eventuallyRow(t, pool, "what was asked for is done, and no message is left", `
+SELECT EXISTS (SELECT FROM oncemore.ledger WHERE coalesce(epoch, 0) >= $1 AND source_version = $2) AND NOT EXISTS (SELECT FROM oncemore.message)`, want.epoch, want.revision)
+			mustStop(t, w)
+			if worked.sum() != 1 {
+				t.Errorf("it was worked %d times after the doubt, want once", worked.sum())
+			}
+		})
+	}
+}
+
+// The done-check of forced work cannot tell whether the attempt before it had its effect.
+func TestI1NoLossOfForcedWorkWhoseDoneCheckCannotTell(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var blind atomic.Bool
+	blind.Store(true)
+	var worked tally
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Verifiable(time.Millisecond),
+		Done: func(ctx context.Context, _ letter) (bool, error) {
+			if blind.Load() {
+				return false, errors.New("the provider is away")
+			}
+			return jobs.Current(ctx).Epoch == 0, nil // the first letter has arrived
+		},
+		Do: func(ctx context.Context, _ letter) error { worked.add(fmt.Sprint(jobs.Current(ctx).Epoch)); return nil }})
+	newWorker(t, pool, set, worker.Config{}) // registers the job type
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, trouble, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), 'retrying', now(), 0, 0, 0, 0, t.id, 1, '1', '{"n":1}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
+	m := pack(t, 1, 1)
+	m.Epoch = 1000
+	sendMessages(t, pgq(pool), m)
+	w := begin(t, pool, set, worker.Config{Recheck: 50 * time.Millisecond})
+	eventually(t, "it is in doubt", func() bool { return standing(t, pool, "1") == "in_doubt 1" })
+	blind.Store(false)
+	eventuallyRow(t, pool, "what was asked for is done, and no message is left",
+		`SELECT EXISTS (SELECT FROM oncemore.ledger WHERE epoch = 1000) AND NOT EXISTS (SELECT FROM oncemore.message)`)
+	mustStop(t, w)
+	if got := fmt.Sprint(worked.n); got != "map[1000:1]" {
+		t.Errorf("worked: %s, want epoch 1000 once", got)
+	}
+}
