@@ -1,10 +1,10 @@
 # Every target installs what it misses; `make setup` alone does only that.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-full mutants soak lint bench
 
 help: ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: ## install the PostgreSQL server binaries, if there are none
 	@.ci/setup
@@ -14,6 +14,15 @@ demo: setup ## 1,000 invitations, an outage, a kill -9, and one of each delivere
 
 test: setup ## all tests, with the race detector, on a real PostgreSQL
 	TEST_REQUIRE=1 go test -race -count=1 -timeout 12m ./...
+
+test-full: setup ## all tests in full: every case of the matrix, the orders and the model (ONCEMORE_SEED=n)
+	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -race -count=1 -timeout 60m $$(go list ./... | grep -v /mutants)
+
+mutants: setup ## take the guarantees out one by one: a test must fail for each (MUTANT=word)
+	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -count=1 -v -timeout 60m ./integration_test/mutants
+
+soak: setup ## kill, freeze and cut off workers for a while (SOAK=10m), then count what was lost or doubled
+	@go run ./integration_test/soak -for $(or $(SOAK),10m) $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@.ci/lint

@@ -44,10 +44,14 @@ var lattice = map[string][]string{
 
 	"integration_test": append([]string{"queue/queuetest", "cmd/oncemore/cli", "cmd/oncemore/pglocal",
 		"examples/invitations", "examples/invitations/smtpd"}, library...),
-	"integration_test/pgtest":  {"cmd/oncemore/pglocal", "migrations"},
-	"integration_test/pgproxy": {},
-	"integration_test/matrix":  append([]string{"integration_test/pgproxy"}, library...),
-	"integration_test/chaos":   append([]string{"cmd/oncemore/pglocal"}, library...),
+	"integration_test/pgtest":   {"cmd/oncemore/pglocal", "migrations"},
+	"integration_test/pgproxy":  {},
+	"integration_test/schedule": {"queue", "ledger"},
+	"integration_test/model":    {"queue", "ledger"},
+	"integration_test/matrix":   append([]string{"integration_test/pgproxy"}, library...),
+	"integration_test/soak":     append([]string{"cmd/oncemore/pglocal", "integration_test/pgproxy"}, library...),
+	"integration_test/chaos":    append([]string{"cmd/oncemore/pglocal"}, library...),
+	"integration_test/mutants":  {},
 }
 
 // Test files may also import these, and the package that they test.

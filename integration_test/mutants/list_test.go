@@ -1,0 +1,238 @@
+package mutants
+
+// mutants are what this project promises, turned off one at a time.
+var mutants = []mutant{
+	{
+		lacks: "the fence in a completion",
+		file:  "ledger/settle.go",
+		old: `                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.fence FOR UPDATE) c
+), gone AS (
+    DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(SELECT w.tid FROM w))
+), fact AS (`,
+		new: `                        WHERE c.job_type = $1 AND c.entity = w.entity FOR UPDATE) c
+), gone AS (
+    DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(SELECT w.tid FROM w))
+), fact AS (`,
+		tests: "./ledger I2|Late|Fence",
+	}, {
+		lacks: "the fence in a failure",
+		file:  "ledger/settle.go",
+		old: `    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.fence FOR UPDATE) c
+)
+UPDATE oncemore.claim c`,
+		new: `    CROSS JOIN LATERAL (SELECT c.ctid AS tid FROM oncemore.claim c
+                        WHERE c.job_type = $1 AND c.entity = w.entity FOR UPDATE) c
+)
+UPDATE oncemore.claim c`,
+		tests: "./ledger Late|Fence",
+	}, {
+		lacks: "the fence in a takeover",
+		file:  "ledger/claim.go",
+		old:   `WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen FOR UPDATE SKIP LOCKED) c`,
+		new:   `WHERE c.job_type = $1 AND c.entity = w.entity FOR UPDATE SKIP LOCKED) c`,
+		tests: "./ledger Takeover|Fence|I2",
+	}, {
+		lacks: "a new fence with each failure",
+		file:  "ledger/settle.go",
+		old:   `SET fence = nextval('oncemore.fence'), owner = NULL,`,
+		new:   `SET owner = NULL,`,
+		tests: "./ledger Fence",
+	}, {
+		lacks: "the second look of a claim",
+		file:  "ledger/claim.go",
+		old:   `	if len(facts) == 0 {`,
+		new:   `	if true {`,
+		tests: "./ledger Claim",
+	}, {
+		lacks: "read committed in a claim",
+		file:  "ledger/ledger.go",
+		old:   `BEGIN ISOLATION LEVEL READ COMMITTED`,
+		new:   `BEGIN ISOLATION LEVEL REPEATABLE READ`,
+		tests: "./ledger .",
+	}, {
+		lacks: "the rule that a lapsed lease is not a death",
+		file:  "ledger/look.go",
+		old:   `coalesce(c.owner, 0), w.dead_at, c.claimed_at`,
+		new:   `coalesce(c.owner, 0), CASE WHEN w.expires < clock_timestamp() THEN w.expires END, c.claimed_at`,
+		tests: "./ledger Death|Takeover",
+	}, {
+		lacks: "the rule that the dead do not renew",
+		file:  "ledger/lease.go",
+		old:   `expires = clock_timestamp() + $2::interval WHERE id = $1 AND dead_at IS NULL`,
+		new:   `expires = clock_timestamp() + $2::interval WHERE id = $1`,
+		tests: "./ledger Death|Dead|Renew",
+	}, {
+		lacks: "the patience to declare others dead only after an unbroken lease",
+		file:  "ledger/lease.go",
+		old:   `if time.Since(s.unbroken) > s.length {`,
+		new:   `if true {`,
+		tests: "./ledger Dead|Outage|Lease",
+	}, {
+		lacks: "the end of a lease that cannot be renewed",
+		file:  "ledger/lease.go",
+		old:   `		if left <= 0 {`,
+		new:   `		if left <= -time.Hour {`,
+		tests: "./ledger Lease",
+	}, {
+		lacks: "the wall clock in a lease",
+		file:  "ledger/lease.go",
+		old:   `return max(time.Since(m.mono), time.Now().Round(0).Sub(m.wall))`,
+		new:   `return time.Since(m.mono)`,
+		tests: "./ledger I9",
+	}, {
+		lacks: "the order of locks in a settlement",
+		file:  "ledger/settle.go",
+		old:   `		return cmp.Or(cmp.Compare(a.Entity, b.Entity), cmp.Compare(a.Fence, b.Fence))`,
+		new:   `		return 0`,
+		tests: "./ledger Deadlock|Order",
+	}, {
+		lacks: "the order of locks in a claim",
+		file:  "ledger/claim.go",
+		old:   `return cmp.Compare(cs[a].Entity, cs[b].Entity) })`,
+		new:   `return cmp.Compare(a, b) })`,
+		tests: "./ledger Deadlock|Order",
+	}, {
+		lacks: "the epoch that only rises",
+		file:  "ledger/settle.go",
+		old:   `    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0)`,
+		new:   `    WHERE true`,
+		tests: "./ledger Epoch|Late|Forced|Completion",
+	}, {
+		lacks: "the evidence of earlier attempts when one is absent",
+		file:  "ledger/settle.go",
+		old:   `CASE WHEN w.absent AND c.owner = $9 AND c.first_claimed_at = c.claimed_at THEN NULL`,
+		new:   `CASE WHEN w.absent THEN NULL`,
+		tests: "./ledger I4",
+	}, {
+		lacks: "the doubt after an attempt on a Once type",
+		file:  "ledger/decide.go",
+		old: `	case classOnce:
+		return InDoubt`,
+		new: `	case classOnce:
+		return Retry`,
+		tests: "./ledger Decide|I4",
+	}, {
+		lacks: "the horizon of a provider's key",
+		file:  "ledger/decide.go",
+		old:   `return now.Before(o.FirstClaimedAt.Add(t.Effect.duration - t.Timeout))`,
+		new:   `return true`,
+		tests: "./ledger Decide|Horizon",
+	}, {
+		lacks: "the fingerprint of the arguments",
+		file:  "ledger/decide.go",
+		old:   `return a != b && a != 0 && b != 0 && a>>56 == b>>56 }`,
+		new:   `return false }`,
+		tests: "./ledger Decide|I8",
+	}, {
+		lacks: "the record of late successes",
+		file:  "ledger/settle.go",
+		old:   `	if len(late) == 0 {`,
+		new:   `	if true {`,
+		tests: "./ledger Late|I2",
+	}, {
+		lacks: "the claim before a Once effect",
+		file:  "worker/claim.go",
+		old:   `	return !k.Effect().MayRepeat() || k.Erased.FanOut`,
+		new:   `	return k.Erased.FanOut`,
+		tests: "./worker Once|I1NoLossWhenWorkersAreKilled|I4",
+	}, {
+		lacks: "the claim of redelivered work",
+		file:  "worker/claim.go",
+		old:   `it.Received > 1 || it.Epoch`,
+		new:   `it.Epoch`,
+		tests: "./worker Poison|DiedOver|I1",
+	}, {
+		lacks: "the look at the lease before a body",
+		file:  "worker/deliver.go",
+		old: `	if !l.lease.Alive() {
+		l.finish(`,
+		new: `	if false {
+		l.finish(`,
+		tests: "./worker Frozen|Lease|Thaw",
+	}, {
+		lacks: "the return of what is not covered",
+		file:  "worker/deliver.go",
+		old:   `	if covered && o.Owner == 0 {`,
+		new:   `	if covered {`,
+		tests: "./worker ComesBack|I1",
+	}, {
+		lacks: "the arguments of what stays open",
+		file:  "worker/settle.go",
+		old:   `				e.outcome.Args = string(it.raw)`,
+		new:   `				e.outcome.Args = ""`,
+		tests: "./worker I1|I4|Operator|Revive|Again|TriedAgain",
+	}, {
+		lacks: "the message that carries a retry",
+		file:  "worker/settle.go",
+		old: `		if e.send != nil {
+			sends`,
+		new: `		if e.send != nil && false {
+			sends`,
+		tests: "./worker TriedAgain|I1",
+	}, {
+		lacks: "the second try of a settlement",
+		file:  "worker/settle.go",
+		old:   `		if l.record.Err() != nil || l.lease.Context().Err() != nil {`,
+		new:   `		if true {`,
+		tests: "./worker Outcomes|Taken|FactThatSomebodyElse",
+	}, {
+		lacks: "the fence of a visit",
+		file:  "worker/run.go",
+		old:   `WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`,
+		new:   `WHERE job_type = $1 AND entity = $2 AND $3 > 0 FOR UPDATE`,
+		tests: "./worker I6|Visit|FanOut",
+	}, {
+		lacks: "the facts that make a run complete",
+		file:  "worker/run.go",
+		old:   `r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0`,
+		new:   `r.complete = true`,
+		tests: "./worker I6|Again",
+	}, {
+		lacks: "the fact as the lock of a transaction",
+		file:  "worker/transact.go",
+		old:   `		if held[i] {`,
+		new:   `		if held[i] || true {`,
+		tests: "./worker I3|I1NoLossWhenWorkersAreKilled",
+	}, {
+		lacks: "the look for a fact after a lost commit",
+		file:  "worker/transact.go",
+		old:   `		if st.Reason != ledger.Done {`,
+		new:   `		if true {`,
+		tests: "./worker Commit|DeafConnection",
+	}, {
+		lacks: "the refusal of a lent transaction's commit",
+		file:  "worker/transact.go",
+		old:   `func (guardedTx) Commit(context.Context) error   { return errLent }`,
+		new:   `func (g guardedTx) Commit(ctx context.Context) error { return g.Tx.Commit(ctx) }`,
+		tests: "./worker Lent",
+	}, {
+		lacks: "the lock number in an acknowledgement",
+		file:  "queue/pgqueue/settle.go",
+		old: `WHERE m.id = ANY ($1::bigint[]) AND m.lock = $2` + "`" + `
+
+// Ack removes`,
+		new: `WHERE m.id = ANY ($1::bigint[]) AND $2::bigint > 0` + "`" + `
+
+// Ack removes`,
+		tests: "./queue/pgqueue Conformance",
+	}, {
+		lacks: "the turnstile of a limit across the fleet",
+		file:  "worker/fleet.go",
+		old:   `WHERE f.job_type = $1 FOR UPDATE`,
+		new:   `WHERE f.job_type = $1`,
+		tests: "./worker Fleet|Permit",
+	}, {
+		lacks: "the permits of those who are not declared dead",
+		file:  "worker/fleet.go",
+		old:   `FROM others o WHERE NOT o.dead AND EXISTS`,
+		new:   `FROM others o WHERE false AND EXISTS`,
+		tests: "./worker Fleet|Permit",
+	}, {
+		lacks: "the end of the permits of the dead",
+		file:  "worker/fleet.go",
+		old:   `SELECT p.worker, p.bodies, w.dead_at IS NOT NULL AS dead`,
+		new:   `SELECT p.worker, p.bodies, false AS dead`,
+		tests: "./worker Fleet",
+	},
+}
