@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,13 @@ func (s *leaseServer) set(away bool, delay time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.away, s.delay = away, delay
+}
+
+// asked is when it renewed the lease, and when it was asked for the dead.
+func (s *leaseServer) asked() (renewals, declared []time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.renewals), slices.Clone(s.declared)
 }
 
 func (s *leaseServer) dial(context.Context, string, string) (net.Conn, error) {
@@ -176,11 +184,12 @@ func TestALeaseIsRenewedFiveTimesInItsLengthForHours(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *leaseServer, l *ledger.Lease) {
 		joined := time.Now()
 		time.Sleep(6 * time.Hour)
-		if n := len(s.renewals); n < 10799 || n > 10800 || !l.Alive() {
+		renewals, declared := s.asked()
+		if n := len(renewals); n < 10799 || n > 10800 || !l.Alive() {
 			t.Errorf("%d renewals in six hours, alive: %t", n, l.Alive())
 		}
 		// Nobody is declared dead by who has not itself renewed for one length.
-		if after := s.declared[0].Sub(joined); after <= lease || after > lease+lease/5 {
+		if after := declared[0].Sub(joined); after <= lease || after > lease+lease/5 {
 			t.Errorf("it looked for the dead after %v", after)
 		}
 	})
@@ -198,7 +207,8 @@ func TestALeaseEndsFourFifthsAfterItsLastRenewal(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, s *leaseServer, l *ledger.Lease) {
 				time.Sleep(time.Minute + time.Second)
-				last := s.renewals[len(s.renewals)-1]
+				renewals, _ := s.asked()
+				last := renewals[len(renewals)-1]
 				trouble(s)
 				if name == "nothing answers at all" {
 					s.set(true, time.Hour)
@@ -268,10 +278,11 @@ func TestI9WhateverTheServerDoesAWorkerStopsBeforeItsLeaseExpires(t *testing.T) 
 				if l.Context().Err() == nil {
 					lives++
 				}
-				looks += len(s.declared)
-				for _, at := range s.declared {
+				renewals, declared := s.asked()
+				looks += len(declared)
+				for _, at := range declared {
 					gap, before := time.Duration(0), joined
-					for _, r := range append(s.renewals, at) {
+					for _, r := range append(renewals, at) {
 						if r.After(at) {
 							break
 						}

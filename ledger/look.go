@@ -68,9 +68,13 @@ func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standin
 	return out, nil
 }
 
+// One descent of the primary key for each entity, whatever the statistics say: with entity =
+// ANY ($2) the planner compares all facts of a job type that it believes to have few with all
+// of $2. OFFSET 0 keeps the array outermost.
 const factsSQL = `
-SELECT entity, completed_at, fingerprint, coalesce(epoch, 0), coalesce(run, 0), attempts, coalesce(version, 0), coalesce(source_version, 0), evidence
-FROM oncemore.ledger WHERE job_type = $1 AND entity = ANY ($2)`
+SELECT f.entity, f.completed_at, f.fingerprint, coalesce(f.epoch, 0), coalesce(f.run, 0), f.attempts, coalesce(f.version, 0), coalesce(f.source_version, 0), f.evidence
+FROM unnest($2::text[]) AS w(entity)
+CROSS JOIN LATERAL (SELECT l.* FROM oncemore.ledger l WHERE l.job_type = $1 AND l.entity = w.entity OFFSET 0) f`
 
 func queueFacts(b *pgx.Batch, jobType int32, entities []string, into *map[string]*Fact) {
 	b.Queue(factsSQL, jobType, entities).Query(func(rows pgx.Rows) error {
@@ -89,13 +93,19 @@ func queueFacts(b *pgx.Batch, jobType int32, entities []string, into *map[string
 }
 
 // The time is read in the row: it is needed only where there is a claim.
-const opensSQL = `
+const openColumnsSQL = `
 SELECT c.entity, c.fence, coalesce(c.owner, 0), w.dead_at, c.claimed_at, c.first_claimed_at, c.not_before, c.attempts,
        coalesce(c.trouble, ''), c.fingerprint, c.epoch, c.source_version, c.run, c.args, coalesce(c.error, ''), clock_timestamp()
-FROM oncemore.claim c LEFT JOIN oncemore.worker w ON w.id = c.owner`
+FROM `
+
+const opensSQL = openColumnsSQL + `oncemore.claim c LEFT JOIN oncemore.worker w ON w.id = c.owner`
+
+const opensOfSQL = openColumnsSQL + `unnest($2::text[]) AS u(entity)
+CROSS JOIN LATERAL (SELECT c.* FROM oncemore.claim c WHERE c.job_type = $1 AND c.entity = u.entity OFFSET 0) c
+LEFT JOIN oncemore.worker w ON w.id = c.owner`
 
 func queueOpens(b *pgx.Batch, jobType int32, entities []string, into *map[string]*Open, now *time.Time) {
-	b.Queue(opensSQL+` WHERE c.job_type = $1 AND c.entity = ANY ($2)`, jobType, entities).Query(func(rows pgx.Rows) error {
+	b.Queue(opensOfSQL, jobType, entities).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			o, at, err := scanOpen(rows)
 			if err != nil {

@@ -154,7 +154,8 @@ func ResolveAll(ctx context.Context, tx pgx.Tx, t *Type, os []*Open, v Verdict) 
 			continue
 		}
 		out := &Outcome{Want: Want{Entity: o.Entity, Fingerprint: o.Fingerprint, SourceVersion: o.SourceVersion, Run: o.Run, Epoch: o.Epoch},
-			State: state, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence}
+			State: state, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence,
+			Again: true} // a fact that is there must not fail the caller's transaction
 		shown[out] = o
 		outs, entities, fences = append(outs, out), append(entities, o.Entity), append(fences, o.Fence)
 	}

@@ -97,7 +97,11 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	}
 	if len(done) > 0 {
 		c := factColumns(done)
-		b.Queue(completeSQL, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(func(rows pgx.Rows) error {
+		statement := completeNewSQL
+		if slices.ContainsFunc(done, func(o *Outcome) bool { return o.Epoch != 0 || o.Again }) {
+			statement = completeSQL
+		}
+		b.Queue(statement, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(func(rows pgx.Rows) error {
 			err := refuse(done)(rows)
 			for _, pair := range twins {
 				pair[1].Refused = pair[0].Refused
@@ -343,7 +347,22 @@ ON CONFLICT (job_type, entity) DO NOTHING`
 // crash and no other worker sees anything between.
 const completeSQL = completeCTE + `SELECT w.n FROM w`
 
-const completeCTE = `
+// The same for work that was never forced: there is next to never a fact that it would
+// replace. Where there is one, the whole transaction fails and is tried again with the above.
+const completeNewSQL = claimedCTE + `
+)
+SELECT w.n FROM w`
+
+const completeCTE = claimedCTE + `
+    ON CONFLICT (job_type, entity) DO UPDATE
+    SET version = excluded.version, fingerprint = excluded.fingerprint, attempts = excluded.attempts, run = excluded.run,
+        source_version = excluded.source_version, evidence = excluded.evidence, epoch = excluded.epoch, completed_at = excluded.completed_at
+    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0)
+    RETURNING l.entity
+)
+`
+
+const claimedCTE = `
 /* fact: complete a claim */
 WITH w AS MATERIALIZED (
     SELECT w.*, c.tid
@@ -356,14 +375,7 @@ WITH w AS MATERIALIZED (
 ), fact AS (
     INSERT INTO oncemore.ledger AS l (job_type, version, entity, fingerprint, attempts, run, source_version, evidence, epoch)
     SELECT $1, $2, w.entity, w.fp, w.attempts, nullif(w.run, 0), nullif(w.source, 0), chr(w.evidence)::"char", nullif(w.epoch, 0)
-    FROM w
-    ON CONFLICT (job_type, entity) DO UPDATE
-    SET version = excluded.version, fingerprint = excluded.fingerprint, attempts = excluded.attempts, run = excluded.run,
-        source_version = excluded.source_version, evidence = excluded.evidence, epoch = excluded.epoch, completed_at = excluded.completed_at
-    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0)
-    RETURNING l.entity
-)
-`
+    FROM w`
 
 const endSQL = `
 /* claim: end */

@@ -19,7 +19,7 @@ func Statements() []Statement {
 	claim, fact := []string{"claim_pkey"}, []string{"ledger_pkey"}
 	return []Statement{
 		{"facts", factsSQL, `1, '{a,b}'`, fact},
-		{"opens", opensSQL + ` WHERE c.job_type = $1 AND c.entity = ANY ($2)`, `1, '{a,b}'`, append(claim, "worker_pkey")},
+		{"opens", opensOfSQL, `1, '{a,b}'`, append(claim, "worker_pkey")},
 		{"first fact", firstFactSQL, `1, NULL, '{a,b}', '{1,1}', '{1,1}', '{0,0}', '{0,0}', '{114,114}'`, nil},
 		{"first fact alike", alikeFactSQL, `1, NULL, '{a,b}', '{1,1}', 1, 0, 0, 114`, nil},
 		{"or nothing", firstFactSQL + doNothing, `1, NULL, '{a,b}', '{1,1}', '{1,1}', '{0,0}', '{0,0}', '{114,114}'`, nil},
@@ -28,6 +28,7 @@ func Statements() []Statement {
 		{"give back", giveBackSQL, `1, 1, '{a,b}', '{0,0}'`, append(claim, "ledger_pkey")},
 		{"drop", dropSQL, `1, '{a,b}', '{1,2}'`, claim},
 		{"complete", completeSQL, `1, NULL, '{a,b}', '{1,1}', '{1,1}', '{0,0}', '{0,0}', '{114,114}', '{1,2}', '{0,0}'`, claim},
+		{"complete new", completeNewSQL, `1, NULL, '{a,b}', '{1,1}', '{1,1}', '{0,0}', '{0,0}', '{114,114}', '{1,2}', '{0,0}'`, claim},
 		{"end", endSQL, `1, '{a,b}', '{1,2}'`, claim},
 		{"keep open", keepOpenSQL, `1, '{a,b}', '{1,2}', '{retrying,retrying}', '{1s,1s}', '{f,f}', '{e,e}', '{1,1}', 1`, claim},
 		{"open", openSQL, `1, '{a,b}', '{retrying,retrying}', '{1s,1s}', '{e,e}', '{1,1}', '{0,0}', '{0,0}', '{0,0}', '{1,1}', '{x,x}'`, nil},

@@ -227,7 +227,7 @@ func (l *life) setAside(b *inbox, d queue.Delivery) {
 	defer cancel()
 	e := l.ledger.RunBatch(ctx, func(batch *pgx.Batch) {
 		for _, it := range d.Items {
-			park(batch, reason, d.Type, it.Entity, string(it.Args), err)
+			park(batch, reason, d.Type, it.Entity, string(it.Args), d.Epoch, err)
 		}
 	})
 	if e == nil {

@@ -126,7 +126,12 @@ func TestAQueueThatCannotTellTypesApartGetsBackWhatMayNotRunYet(t *testing.T) {
 	mem := blind{memqueue.New()}
 	var c crowd
 	set := newSet(t,
-		jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { c.enter(); defer c.leave(); time.Sleep(time.Millisecond); return nil },
+		jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error {
+			c.enter()
+			defer c.leave()
+			time.Sleep(time.Millisecond)
+			return nil
+		},
 			Policy: jobs.Policy{Limit: jobs.Limit{Running: 1, Rate: 200}}},
 		jobs.Job[errand]{Effect: jobs.Once, Do: func(context.Context, errand) error { return nil }})
 	for n := 1; n <= 300; n++ {

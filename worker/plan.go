@@ -57,13 +57,16 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	}
 	// The query's entity is computed once: OFFSET 0 keeps the expression from being pulled
 	// up to every place that compares it. What has neither facts nor claims is not joined, and
-	// then nothing needs to be told apart.
+	// then nothing needs to be told apart. In the joins it keeps the source outermost: each
+	// named entity is looked for by primary key. The planner would rather read all the facts
+	// there are into a hash, which for a few entities of millions takes many times as long.
 	done, open, trouble, joins, barrier, todo := `false`, `false`, `NULL::text`, ``, ``, ``
 	if facts {
 		done = `l.entity IS NOT NULL`
 		joins += `
-    LEFT JOIN oncemore.ledger l ON l.job_type = ` + arg(child.ID) + `::int AND l.entity = s.entity
-         AND coalesce(l.epoch, 0) >= ` + arg(r.epoch) + `::bigint AND coalesce(l.version, 0) >= ` + arg(child.Type.Version) + `::int` + stale
+    LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l WHERE l.job_type = ` + arg(child.ID) + `::int AND l.entity = s.entity
+         AND coalesce(l.epoch, 0) >= ` + arg(r.epoch) + `::bigint AND coalesce(l.version, 0) >= ` + arg(child.Type.Version) + `::int` + stale + `
+         OFFSET 0) l ON true`
 	}
 	if claims {
 		open, trouble = `c.entity IS NOT NULL`, `c.trouble`
@@ -71,7 +74,8 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 			open += ` AND c.trouble IS DISTINCT FROM 'failed'`
 		}
 		joins += `
-    LEFT JOIN oncemore.claim c ON c.job_type = ` + arg(child.ID) + `::int AND c.entity = s.entity`
+    LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c WHERE c.job_type = ` + arg(child.ID) + `::int AND c.entity = s.entity
+         OFFSET 0) c ON true`
 	}
 	if joins != "" {
 		barrier, todo = `
@@ -105,7 +109,7 @@ SELECT count(*) FILTER (WHERE todo), coalesce(sum(n) FILTER (WHERE todo), 0)::bi
        coalesce(sum(done), 0)::bigint, coalesce(sum(n - done - failed - in_doubt) FILTER (WHERE NOT todo), 0)::bigint,
        coalesce(sum(failed), 0)::bigint, coalesce(sum(in_doubt), 0)::bigint
 FROM packs`
-	if _, err := tx.Exec(ctx, `SELECT set_config('work_mem', '128MB', true), set_config('jit', 'off', true)`); err != nil {
+	if _, err := tx.Exec(ctx, `SELECT set_config('work_mem', '128MB', true), set_config('jit', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)`); err != nil {
 		return planned{}, err
 	}
 	var p planned

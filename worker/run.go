@@ -296,8 +296,9 @@ const verifyPacks = 200
 const verifySQL = `
 WITH p AS MATERIALIZED (
     SELECT p.pack, p.entities,
-           cardinality(p.entities) <= (SELECT count(*) FROM oncemore.ledger l
-                                       WHERE l.job_type = $4 AND l.entity = ANY (p.entities) AND coalesce(l.epoch, 0) >= $5) AS done
+           cardinality(p.entities) <= (SELECT count(*) FROM unnest(p.entities) AS u(entity)
+                                       CROSS JOIN LATERAL (SELECT FROM oncemore.ledger l
+                                                           WHERE l.job_type = $4 AND l.entity = u.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $5 OFFSET 0) l) AS done
     FROM oncemore.run_pack p
     WHERE p.run = $1 AND p.pack >= $2 AND p.pack < $3
 ), e AS (

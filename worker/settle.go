@@ -362,21 +362,21 @@ func firstLine(s string) string {
 // however often it comes.
 func queueParked(b *pgx.Batch, items []*item) {
 	for _, it := range items {
-		park(b, it.end.park, it.kind.name, it.Entity, string(it.raw), it.end.err)
+		park(b, it.end.park, it.kind.name, it.Entity, string(it.raw), it.Epoch, it.end.err)
 	}
 }
 
-func park(b *pgx.Batch, reason, jobType, entity, body string, err error) {
+func park(b *pgx.Batch, reason, jobType, entity, body string, epoch int64, err error) {
 	digest := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s", reason, jobType, entity, body))
 	text := "unknown"
 	if err != nil {
 		text = err.Error()
 	}
 	b.Queue(parkSQL, reason, ledger.Sanitize(jobType, queue.MaxEntity), ledger.Sanitize(entity, queue.MaxEntity),
-		ledger.Sanitize(body, queue.MaxArgs), ledger.Sanitize(text, 2000), digest[:])
+		ledger.Sanitize(body, queue.MaxArgs), ledger.Sanitize(text, 2000), digest[:], epoch)
 }
 
 const parkSQL = `
 /* input: park */
-INSERT INTO oncemore.parked AS p (reason, type, entity, body, error, digest) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (digest) DO UPDATE SET last_at = now(), times = p.times + 1`
+INSERT INTO oncemore.parked AS p (reason, type, entity, body, error, digest, epoch) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (digest) DO UPDATE SET last_at = now(), times = p.times + 1, epoch = greatest(p.epoch, excluded.epoch)`

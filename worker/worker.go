@@ -90,7 +90,7 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 	for name, q := range c.Queues {
 		w.queues[name] = q
 	}
-	if pg, ok := w.queues[""].(*pgqueue.Queue); ok {
+	if pg, ok := w.queues[""].(*pgqueue.Queue); ok && pg.Name() == "" {
 		w.pg = pg
 	} else {
 		w.pg = pgqueue.New(pool, "")

@@ -184,7 +184,7 @@ func dropChunk(ctx context.Context, a *act, ids []int64) error {
 const (
 	lockParkedSQL = `
 /* parked: lock */
-SELECT id, reason, type, entity, body, digest FROM oncemore.parked WHERE id = ANY ($1) ORDER BY id FOR UPDATE`
+SELECT id, reason, type, entity, body, digest, epoch FROM oncemore.parked WHERE id = ANY ($1) ORDER BY id FOR UPDATE`
 	unparkSQL = `/* parked: remove */ DELETE FROM oncemore.parked WHERE id = ANY ($1)`
 )
 
@@ -192,6 +192,7 @@ type parkedInput struct {
 	ID                         int64
 	Reason, Type, Entity, Body string
 	Digest                     []byte
+	Epoch                      int64 // under which it was forced; 0: it was not
 }
 
 func (in *parkedInput) label() string { return fmt.Sprintf("%d %s %s", in.ID, in.Type, in.Entity) }
@@ -203,7 +204,7 @@ func (in *parkedInput) message() (m queue.Message, why string) {
 	if !bytes.Equal(whole[:], in.Digest) {
 		return m, "was not kept as it came, since it was too long or not text: its producer must send it again, and this may be dropped"
 	}
-	m = queue.Message{Type: in.Type, Items: []queue.Item{{Entity: in.Entity, Args: []byte(in.Body)}}}
+	m = queue.Message{Type: in.Type, Epoch: in.Epoch, Items: []queue.Item{{Entity: in.Entity, Args: []byte(in.Body)}}}
 	if err := m.Check(); err != nil {
 		return m, fmt.Sprintf("cannot be a message: %v; its producer must send it again, and this may be dropped", err)
 	}

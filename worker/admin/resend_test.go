@@ -97,6 +97,21 @@ func TestParkedInputThatIsSentAgainIsWorkedByWhoKnowsIt(t *testing.T) {
 	same(t, "b", y.where("unheard b"), "done r 1")
 }
 
+func TestForcedWorkThatWasParkedComesBackForced(t *testing.T) {
+	y := newYard(t)
+	plain, forced := message(t, unheard{"x"}), message(t, unheard{"x"})
+	forced.Epoch = 7
+	y.receive(1, plain, forced)
+	until := time.Now().Add(20 * time.Second)
+	for one[int](y, `SELECT coalesce(max(times), 0)::int FROM oncemore.parked`) < 2 && time.Now().Before(until) {
+		y.receive(1, forced) // the first worker may have stopped after one of the two
+	}
+	if _, err := y.by("anna").Resend(t.Context(), y.parked(admin.ParkedSelection{}), "deployed"); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "the epoch under which it comes back", one[int](y, `SELECT max(epoch)::int FROM oncemore.message`), 7)
+}
+
 // A double click, or two people.
 func TestParkedInputIsSentAgainOnce(t *testing.T) {
 	y := newYard(t)
