@@ -144,9 +144,3 @@ func (ta *tale) dead(n int) error {
 	_, err := ta.ctl.Exec(context.Background(), declareSQL, ta.workers[n])
 	return err
 }
-
-// epoch draws one.
-func (ta *tale) epoch() (n int64, err error) {
-	err = ta.ctl.QueryRow(context.Background(), `SELECT nextval('oncemore.epoch')`).Scan(&n)
-	return n, err
-}

@@ -97,10 +97,8 @@ type Order struct {
 	Steps    []Taken
 	Problems []string // empty: all was as promised
 
-	enabled   [][]*Actor // at each choice, for the explorer
-	kinds     [][]Kind   // of their next steps
-	diverged  bool       // a choice that was asked for was not there
-	redundant bool       // another order shows the same
+	diverged  bool // a choice that was asked for was not there
+	redundant bool // another order shows the same
 }
 
 // A Taken step is one that was played.
@@ -120,7 +118,7 @@ func (o *Order) String() string {
 	var b strings.Builder
 	wide := 0
 	for _, t := range o.Steps {
-		wide = max(wide, len(t.Step.What))
+		wide = max(wide, 2*t.Actor.N+len(t.Step.What))
 	}
 	for i, t := range o.Steps {
 		answer := t.Answer
@@ -130,7 +128,8 @@ func (o *Order) String() string {
 		if len(t.Woke) > 0 {
 			answer += " (" + strings.Join(t.Woke, ", ") + " goes on)"
 		}
-		fmt.Fprintf(&b, "%4d  %s%s  %-*s  %s\n", i+1, strings.Repeat("  ", t.Actor.N), t.Actor.Name, wide+2*(2-min(2, t.Actor.N)), t.Step.What, answer)
+		indent := strings.Repeat("  ", t.Actor.N) // a column for each actor
+		fmt.Fprintf(&b, "%4d  %s%s  %-*s  %s\n", i+1, indent, t.Actor.Name, wide-len(indent), t.Step.What, answer)
 	}
 	for _, p := range o.Problems {
 		fmt.Fprintf(&b, "  ✗ %s\n", p)

@@ -133,8 +133,13 @@ func (p *player) settle(it *item, o *ledger.Outcome, m *queue.Message) error {
 
 var errTaken = errors.New("a fact is there already")
 
-// taken looks at a first completion that somebody else recorded.
+// taken looks at a first completion that somebody else recorded. Under a claim it is settled
+// once more as it is: the claim must go.
 func (p *player) taken(it *item, o *ledger.Outcome, m *queue.Message) (*ledger.Outcome, *queue.Message, error) {
+	if o.Fence != 0 {
+		o.Again = true
+		return o, m, nil
+	}
 	if err := p.look(it); err != nil {
 		return nil, nil, err
 	}

@@ -238,7 +238,7 @@ const unnoticed schedule.Kind = 255
 var (
 	silent = regexp.MustCompile(`(?i)^(begin\b|set |select set_config|select nextval|select pg_notify|insert into (oncemore\.attempt|oncemore\.message|effect)\b)`)
 	note   = regexp.MustCompile(`(?s)^\s*/\*.*?\*/\s*`)
-	table  = regexp.MustCompile(`(?i)from (oncemore\.)?(\w+)`)
+	table  = regexp.MustCompile(`(?i)from (oncemore\.)?(claim|ledger)\b`)
 )
 
 func kindOf(sql string) schedule.Kind {

@@ -61,10 +61,8 @@ func (ta *tale) blame(format string, args ...any) {
 
 // A place is what is committed about an entity.
 type place struct {
-	fact, claim   string // whole rows; empty: none
-	epoch, source int64  // of the fact
-	evidence      string
-	run           int64
+	fact, claim   string  // whole rows; empty: none
+	epoch, source int64   // of the fact
 	fence, owner  int64   // of the claim
 	history       []int64 // epochs of facts that were replaced
 }
@@ -85,7 +83,7 @@ func (p place) String() string {
 
 const placesSQL = `
 SELECT w.entity, coalesce(l::text, ''), coalesce(c::text, ''), coalesce(l.epoch, 0), coalesce(l.source_version, 0),
-       coalesce(l.evidence::text, ''), coalesce(l.run, 0), coalesce(c.fence, 0), coalesce(c.owner, 0),
+       coalesce(c.fence, 0), coalesce(c.owner, 0),
        ARRAY(SELECT coalesce(h.epoch, 0) FROM oncemore.ledger_history h WHERE h.job_type = $1 AND h.entity = w.entity ORDER BY 1)
 FROM unnest($2::text[]) AS w(entity)
 LEFT JOIN LATERAL (SELECT l.* FROM oncemore.ledger l WHERE l.job_type = $1 AND l.entity = w.entity OFFSET 0) l ON true
@@ -104,7 +102,7 @@ func places(rows pgx.Rows) (map[string]place, error) {
 	out := map[string]place{}
 	var e string
 	var p place
-	_, err := pgx.ForEachRow(rows, []any{&e, &p.fact, &p.claim, &p.epoch, &p.source, &p.evidence, &p.run, &p.fence, &p.owner, &p.history}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&e, &p.fact, &p.claim, &p.epoch, &p.source, &p.fence, &p.owner, &p.history}, func() error {
 		p.history = slices.Clone(p.history)
 		out[e] = p
 		return nil
