@@ -69,6 +69,8 @@
 //	                                                                TestClaimOfStaleWorkAfterAnotherCompletion
 //	look: missing, wants source 9   Record of source 5              A's epoch cannot replace the fact: dropped; A claims anew under a higher epoch
 //	                                                                TestClaimOfANewerSourceAfterAnAdoption
+//	claim, source 9; complete       Record of source 5 between      A's completion replaces B's fact, under an epoch drawn for it
+//	                                                                TestCompletionOfANewerSourceAfterAnAdoption
 //	complete                        look                            B sees ongoing or done, and never missing
 //	                                                                TestLookDuringACompletion
 //	insert fact, not committed      insert fact                     B waits; A commits: not B's; A rolls back: B's

@@ -132,6 +132,21 @@ func TestClaimOfANewerSourceAfterAnAdoption(t *testing.T) {
 	w.want("the fact's source", w.done(c.Epoch).SourceVersion, int64(9))
 }
 
+func TestCompletionOfANewerSourceAfterAnAdoption(t *testing.T) {
+	w, a, _ := two(t, ledger.Once)
+	c := w.claim(a, source(e, 9))
+	w.in(func(tx pgx.Tx) {
+		_, err := ledger.Record(t.Context(), tx, w.kind, source(e, 5))
+		w.ok(err)
+	})
+	w.settle(a, completed(source(e, 9), c))
+	// The output is of source 9. If the fact went on saying 5, a later call would have the
+	// effect once more.
+	st := w.look(source(e, 9))
+	w.want("the reason", st.Reason, ledger.Done)
+	w.want("the fact's source", st.Fact.SourceVersion, int64(9))
+}
+
 func TestLookDuringACompletion(t *testing.T) {
 	w, a, _ := two(t, ledger.Once)
 	stopped, entities := make(chan bool), make(chan string)

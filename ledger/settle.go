@@ -353,11 +353,15 @@ const completeNewSQL = claimedCTE + `
 )
 SELECT w.n FROM w`
 
+// A fact is replaced by one of a higher epoch. So is one of an older source, which an app
+// has recorded by itself while the newer one was worked: the output is of the newer, and
+// the fact must say so. It draws its epoch then.
 const completeCTE = claimedCTE + `
     ON CONFLICT (job_type, entity) DO UPDATE
     SET version = excluded.version, fingerprint = excluded.fingerprint, attempts = excluded.attempts, run = excluded.run,
-        source_version = excluded.source_version, evidence = excluded.evidence, epoch = excluded.epoch, completed_at = excluded.completed_at
-    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0)
+        source_version = excluded.source_version, evidence = excluded.evidence, completed_at = excluded.completed_at,
+        epoch = CASE WHEN coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0) THEN excluded.epoch ELSE nextval('oncemore.epoch') END
+    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0) OR coalesce(l.source_version, 0) < coalesce(excluded.source_version, 0)
     RETURNING l.entity
 )
 `

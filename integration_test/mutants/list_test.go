@@ -95,8 +95,8 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the epoch that only rises",
 		file:  "ledger/settle.go",
-		old:   `    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0)`,
-		new:   `    WHERE true`,
+		old:   `    WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0) OR`,
+		new:   `    WHERE true OR`,
 		tests: "./ledger Epoch|Late|Forced|Completion",
 	}, {
 		lacks: "the evidence of earlier attempts when one is absent",
@@ -153,7 +153,7 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the return of what is not covered",
 		file:  "worker/deliver.go",
-		old:   `	if covered && o.Owner == 0 {`,
+		old:   `	if covered && (o.Owner == 0 || news) {`,
 		new:   `	if covered {`,
 		tests: "./worker ComesBack|I1",
 	}, {
