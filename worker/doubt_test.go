@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/worker"
@@ -79,5 +81,39 @@ SELECT nextval('oncemore.fence'), 'retrying', now(), 0, 0, 0, 0, t.id, 1, '1', '
 	mustStop(t, w)
 	if got := fmt.Sprint(worked.n); got != "map[1000:1]" {
 		t.Errorf("worked: %s, want epoch 1000 once", got)
+	}
+}
+
+// A has lost its lease, and reports late, but not too late, that it never began. Meanwhile
+// B has the message, sees a claim with a dead owner, and is about to say that the letter is
+// in doubt: it is outrun, and the message that it holds is the only one there is.
+func TestI1NoLossADoubtThatIsOutrunEndsNoMessage(t *testing.T) {
+	t.Parallel()
+	direct, proxied, proxy := throughProxy(t)
+	var worked tally
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(_ context.Context, l letter) error { worked.add(l.Entity()); return nil }})
+	newWorker(t, direct, set, worker.Config{}) // registers the job type
+	mustExec(t, direct, `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at) VALUES ('A', now(), now()) RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, 2, '1', '{"n":1}' FROM dead, oncemore.job_type t WHERE t.name = 'letter'`)
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var one sync.Once
+	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if b.Has("claim: keep open") {
+			one.Do(func() { close(reached); <-goOn })
+		}
+		return pgproxy.Pass
+	})
+	sendMessages(t, pgq(direct), pack(t, 1, 1))
+	w := begin(t, proxied, set, worker.Config{})
+	within(t, "B says that it is in doubt", reached)
+	mustExec(t, direct, `UPDATE oncemore.claim SET fence = nextval('oncemore.fence'), owner = NULL, trouble = 'retrying', attempts = 1, first_claimed_at = NULL`)
+	close(goOn)
+	eventually(t, "it is done", func() bool { return standing(t, direct, "1") == "done r 2" })
+	eventuallyRow(t, direct, "no message is left", quiet)
+	mustStop(t, w)
+	if worked.sum() != 1 {
+		t.Errorf("it was worked %d times", worked.sum())
 	}
 }

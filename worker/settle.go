@@ -37,9 +37,21 @@ func (l *life) settle(k *kind, items []*item) {
 	if err := l.ledger.RecordDisputes(l.record, &k.Type, l.lease.ID, outs); err != nil {
 		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
 	}
+	for _, it := range items {
+		if it.onSeen() && it.end.outcome.Refused {
+			it.keep.Store(true) // its message comes again, and looks again
+		}
+	}
 	l.redo(k, items)
 	l.tell(items)
 	l.leave(items, acks)
+}
+
+// onSeen tells whether it ends under the fence of a claim that was only seen, and nothing
+// else carries it on. The claim may change before that is recorded, and then wait for this
+// very message: so it is acknowledged when it is known that the fence held, and not before.
+func (it *item) onSeen() bool {
+	return it.end.outcome.State != "" && it.end.outcome.Fence != 0 && !it.claim.Won && it.end.send == nil
 }
 
 // sweep removes claims that a fact outranks, before the messages that showed them are
@@ -207,18 +219,21 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 }
 
 // finished returns the deliveries that these items are the rest of, where the queue can
-// acknowledge in the same transaction.
+// acknowledge in the same transaction, and that may be.
 func finished(items []*item) map[*pgqueue.Queue][]queue.Delivery {
-	in := map[*parcel]int32{}
+	in, unsure := map[*parcel]int32{}, map[*parcel]bool{}
 	for _, it := range items {
 		if it.end.keep {
 			it.keep.Store(true)
+		}
+		if it.onSeen() {
+			unsure[it.parcel] = true
 		}
 		in[it.parcel]++
 	}
 	var acks map[*pgqueue.Queue][]queue.Delivery
 	for p, n := range in {
-		if p.inbox.pg != nil && p.left.Load() == n && !p.keep.Load() {
+		if p.inbox.pg != nil && p.left.Load() == n && !p.keep.Load() && !unsure[p] {
 			if acks == nil {
 				acks = map[*pgqueue.Queue][]queue.Delivery{}
 			}

@@ -100,9 +100,9 @@ func TestATickThatSeveralSchedulersSendIsOneAndAMissedOneIsMadeGood(t *testing.T
 	mustExec(t, pool, `CREATE TABLE due (n int)`)
 	var ticks atomic.Int32
 	set := newSet(t,
-		jobs.Job[errand]{Effect: jobs.Repeatable, Do: func(ctx context.Context, e errand) error {
+		jobs.Job[errand]{DoTx: func(ctx context.Context, tx pgx.Tx, _ errand) error {
 			ticks.Add(1)
-			return jobs.Enqueue(ctx, pgq(pool), mailing{1})
+			return jobs.Enqueue(ctx, pgq(pool).Tx(tx), mailing{1})
 		}},
 		jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return jobs.SQL[letter](`SELECT n::text AS entity, n FROM due`) }},
 		jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { return nil }})
