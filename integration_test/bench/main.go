@@ -1,7 +1,7 @@
 // Command bench measures Oncemore beside River on one private Postgres: the same
 // machine, the same run, each side in turn. docs/benchmarks.md says how.
 //
-//	go run . [-bench T1,T2,T6,T10] [-runs 5] [-n 200000] [-o table|json]
+//	go run . [-bench T1,T2,T7] [-runs 5] [-n 200000] [-o table|json]
 //
 // The table or JSON goes to stdout, progress to stderr. The exit status is 1 when
 // a row misses its target, 2 when nothing could be measured.
@@ -38,6 +38,8 @@ func main() {
 	which := flag.String("bench", "", "rows to measure, separated by commas (default all)")
 	flag.IntVar(&o.runs, "runs", 5, "how often each side is measured; medians are compared")
 	flag.IntVar(&o.n, "n", 200_000, "jobs of a burn-down")
+	flag.IntVar(&o.facts, "facts", 10_000_000, "facts that are in the ledger before T9")
+	flag.DurationVar(&o.hold, "hold", 2*time.Minute, "how long the loop of T8 runs, and its snapshot is held")
 	flag.StringVar(&o.only, "only", "", "measure only `side` ours or river, without a verdict")
 	flag.StringVar(&o.dir, "dir", "", "`folder` for the private Postgres, on the disk to measure (default a temporary one)")
 	flag.StringVar(&o.profiles, "profiles", "", "write CPU profiles of our workers into `folder`")
@@ -50,8 +52,8 @@ func main() {
 		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	case err == nil && *format != "table" && *format != "json":
 		err = fmt.Errorf("-o %q: it can be table or json", *format)
-	case err == nil && (o.runs < 1 || o.n < 100):
-		err = errors.New("-runs must be at least 1 and -n at least 100")
+	case err == nil && (o.runs < 1 || o.n < 100 || o.facts < 1 || o.hold < time.Second):
+		err = errors.New("-runs and -facts must be at least 1, -n at least 100, and -hold at least a second")
 	case err == nil && o.only != "" && o.only != ours && o.only != peer:
 		err = fmt.Errorf("-only %q: it can be %s or %s", o.only, ours, peer)
 	}
@@ -74,11 +76,14 @@ func main() {
 
 type options struct {
 	runs, n   int
+	facts     int
+	hold      time.Duration
 	only      string
 	dir       string
 	profiles  string
-	baseDSN   string // of the private Postgres, once it runs
-	databases int    // made so far
+	baseDSN   string          // of the private Postgres, once it runs
+	databases int             // made so far
+	templates map[kind]string // databases to be copied
 }
 
 // run starts the Postgres, measures what the chosen rows need, and sums it up.

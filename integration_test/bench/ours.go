@@ -29,11 +29,13 @@ type all struct{}
 func (all) JobType() string { return "bench_all" }
 func (all) Entity() string  { return "all" }
 
-const (
-	makeSource = `CREATE TABLE public.bench_source AS
-		SELECT 'job/' || lpad(id::text, 20, '0') AS entity, id FROM generate_series(0, $1::bigint - 1) AS id`
-	readSource = `SELECT entity, id FROM public.bench_source`
-)
+// makeSource is the statement that makes the table of the jobs that a fan-out names.
+func makeSource(k kind) string {
+	return `CREATE TABLE public.bench_source AS SELECT ` + entityOfID + ` AS entity, id
+		FROM (SELECT ` + idOf(k) + ` AS id FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n) AS numbered`
+}
+
+const readSource = `SELECT entity, id FROM public.bench_source`
 
 type ourSide struct {
 	pool  *pgxpool.Pool
@@ -49,17 +51,17 @@ func (s *ourSide) migrate(ctx context.Context) error {
 	return err
 }
 
-func (s *ourSide) prefill(ctx context.Context, k kind, n int) error {
-	if k != burnFanOut && k != insertMany {
+func (s *ourSide) prefill(ctx context.Context, k kind, first, n int) error {
+	if !k.planned() {
 		return nil
 	}
 	// A statement that makes a table takes no parameters of its own.
-	_, err := s.pool.Exec(ctx, makeSource, pgx.QueryExecModeSimpleProtocol, n)
+	_, err := s.pool.Exec(ctx, makeSource(k), pgx.QueryExecModeSimpleProtocol, first, n)
 	return err
 }
 
 func (s *ourSide) enqueue(ctx context.Context, k kind, n int) error {
-	if k == burnFanOut {
+	if k.planned() {
 		return jobs.Enqueue(ctx, s.queue, all{})
 	}
 	return s.enqueueSingles(ctx, n)
@@ -84,11 +86,46 @@ func (s *ourSide) insertTx(ctx context.Context, tx pgx.Tx, i int) error {
 	return jobs.Enqueue(ctx, s.queue.Tx(tx), job{int64(i)})
 }
 
-func definition(did func()) jobs.Definition {
-	return jobs.Job[job]{
-		Do:     func(context.Context, job) error { did(); return nil },
+// busy is how long the jobs of burnBusy take.
+const busy = time.Millisecond
+
+// definition is the job of a measurement. Its bodies do nothing, or nearly so.
+func definition(k kind, did func(int64)) jobs.Definition {
+	j := jobs.Job[job]{
+		Do:     func(_ context.Context, a job) error { did(a.ID); return nil },
 		Effect: jobs.Repeatable,
 	}
+	switch k {
+	case burnBusy:
+		j.Do = func(_ context.Context, a job) error {
+			time.Sleep(busy)
+			did(a.ID)
+			return nil
+		}
+	case holding:
+		j.Do = func(ctx context.Context, a job) error {
+			did(a.ID)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}
+	if k == burnVerified || k == holding || k == takeover {
+		j.Effect = jobs.Verifiable(0)
+		j.Done = func(context.Context, job) (bool, error) { return false, nil }
+	}
+	return j
+}
+
+// config has the slots of River's own benchmark, or our defaults.
+func config(k kind) worker.Config {
+	c := worker.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	switch {
+	case k == holding:
+		c.Slots = heldJobs
+	case !k.defaults():
+		c.Slots = slots
+	}
+	return c
 }
 
 var fanOut = jobs.Job[all]{FanOut: func(all) jobs.Source { return jobs.SQL[job](readSource) }}
@@ -101,7 +138,7 @@ func (s *ourSide) insertAll(ctx context.Context, _ int) (stored time.Time, err e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- s.run(ctx, fanOut, waiting) }()
+	go func() { ended <- s.run(ctx, insertMany, fanOut, waiting) }()
 	for planned := false; !planned; stored = time.Now() {
 		select {
 		case err := <-ended:
@@ -122,19 +159,19 @@ var waiting = jobs.Job[job]{Effect: jobs.Repeatable, Do: func(ctx context.Contex
 	return ctx.Err()
 }}
 
-func (s *ourSide) work(ctx context.Context, did func()) error {
-	return s.run(ctx, fanOut, definition(did))
+func (s *ourSide) work(ctx context.Context, k kind, did func(int64)) error {
+	if k == loopClean || k == loopHeld {
+		return s.loop(ctx, k, did)
+	}
+	return s.run(ctx, k, fanOut, definition(k, did))
 }
 
-func (s *ourSide) run(ctx context.Context, definitions ...jobs.Definition) error {
+func (s *ourSide) run(ctx context.Context, k kind, definitions ...jobs.Definition) error {
 	set, err := jobs.NewSet(definitions...)
 	if err != nil {
 		return fmt.Errorf("register our jobs: %w", err)
 	}
-	w, err := worker.New(ctx, s.pool, set, worker.Config{
-		Slots: slots,
-		Log:   slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+	w, err := worker.New(ctx, s.pool, set, config(k))
 	if err != nil {
 		return fmt.Errorf("make our worker: %w", err)
 	}
@@ -147,7 +184,7 @@ func (s *ourSide) run(ctx context.Context, definitions ...jobs.Definition) error
 func (s *ourSide) queries() queries {
 	return queries{
 		done: `SELECT count(*) FROM oncemore.ledger
-			WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'bench_job')`,
+			WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'bench_job') AND completed_at > ` + longAgo,
 		waiting:  `SELECT coalesce(sum(cardinality(entities)), 0) FROM oncemore.message WHERE type = 'bench_job'`,
 		relation: "oncemore.ledger",
 	}

@@ -39,8 +39,9 @@ func checkServer(ctx context.Context, dsn string) error {
 	return nil
 }
 
-// freshDatabase makes a database and returns its name and what drops it.
-func freshDatabase(ctx context.Context, o *options) (name string, drop func() error, err error) {
+// freshDatabase makes a database, empty or a copy of a template, and returns its name
+// and what drops it.
+func freshDatabase(ctx context.Context, o *options, template string) (name string, drop func() error, err error) {
 	o.databases++
 	name = fmt.Sprintf("bench_%d", o.databases)
 	exec := func(ctx context.Context, sql string) error {
@@ -52,7 +53,11 @@ func freshDatabase(ctx context.Context, o *options) (name string, drop func() er
 		_, err = conn.Exec(ctx, sql)
 		return err
 	}
-	if err := exec(ctx, "CREATE DATABASE "+name); err != nil {
+	create := "CREATE DATABASE " + name
+	if template != "" {
+		create += " TEMPLATE " + template + " STRATEGY file_copy" // else all of it would go through the WAL
+	}
+	if err := exec(ctx, create); err != nil {
 		return "", nil, fmt.Errorf("create database %s: %w", name, err)
 	}
 	return name, func() error {

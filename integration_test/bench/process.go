@@ -37,7 +37,7 @@ func startWorker(ctx context.Context, o *options, db string, m measurement, n in
 		profile = filepath.Join(o.profiles, fmt.Sprintf("%s-%s.pprof", strings.ReplaceAll(string(m.kind), " ", "-"), db))
 	}
 	w := &workerProcess{ran: make(chan struct{}), ended: make(chan error, 1)}
-	w.cmd = exec.CommandContext(ctx, self, "worker", m.side, o.baseDSN, db, strconv.Itoa(n), profile)
+	w.cmd = exec.CommandContext(ctx, self, "worker", m.side, string(m.kind), o.baseDSN, db, strconv.Itoa(n), profile)
 	w.cmd.Stderr = os.Stderr
 	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("start a worker: %w", err)
@@ -123,14 +123,14 @@ func (w *workerProcess) kill() {
 	_ = w.cmd.Process.Kill() // fails only when it has ended
 }
 
-// workerMain is the worker process: its arguments are side, DSN, database, number of
-// jobs, and where to write a CPU profile, which may be empty.
+// workerMain is the worker process: its arguments are side, kind of measurement, DSN,
+// database, number of jobs, and where to write a CPU profile, which may be empty.
 func workerMain(ctx context.Context, args []string) (err error) {
-	if len(args) != 5 {
+	if len(args) != 6 {
 		return errors.New("this command is for the benchmark's own use")
 	}
-	name, dsn, db, profile := args[0], args[1], args[2], args[4]
-	n, err := strconv.ParseInt(args[3], 10, 64)
+	name, k, dsn, db, profile := args[0], kind(args[1]), args[2], args[3], args[5]
+	n, err := strconv.ParseInt(args[4], 10, 64)
 	if err != nil {
 		return fmt.Errorf("number of jobs: %w", err)
 	}
@@ -166,7 +166,7 @@ func workerMain(ctx context.Context, args []string) (err error) {
 		defer pprof.StopCPUProfile()
 	}
 	var did atomic.Int64
-	return s.work(ctx, func() {
+	return s.work(ctx, k, func(int64) {
 		if did.Add(1) == n {
 			fmt.Println("ran")
 		}

@@ -26,6 +26,8 @@ type result struct {
 	Met     bool    `json:"met"`
 	Runs    int     `json:"runs"`
 	Note    string  `json:"note"`
+
+	judged bool // all was measured that the target needs
 }
 
 type spread struct{ median, min, max float64 }
@@ -76,10 +78,10 @@ func report(w io.Writer, format string, results []result) error {
 	return nil
 }
 
-// verdict is the word for Met, none when only one side was measured.
+// verdict is the word for Met, none when a side was left out.
 func (r result) verdict() string {
 	switch {
-	case r.Ratio == 0:
+	case !r.judged:
 		return ""
 	case r.Met:
 		return "yes"
@@ -90,7 +92,7 @@ func (r result) verdict() string {
 // round drops digits that mean nothing.
 func (r *result) round() {
 	for _, f := range []*float64{&r.Ours, &r.OursMin, &r.OursMax, &r.Peer, &r.PeerMin, &r.PeerMax} {
-		*f = math.Round(*f*10) / 10
+		*f = math.Round(*f*100) / 100
 	}
 	r.Ratio = math.Round(r.Ratio*1000) / 1000
 }
@@ -102,12 +104,23 @@ func between(low, high float64) string {
 	return "(" + number(low) + " – " + number(high) + ")"
 }
 
-// number writes a count with thousands apart, and nothing for what was not measured.
+// number writes a figure with the digits that may mean something and thousands apart, and
+// nothing for what was not measured.
 func number(x float64) string {
-	if x == 0 {
+	switch {
+	case x == 0:
 		return ""
+	case x < 10:
+		return strconv.FormatFloat(x, 'f', 2, 64)
+	case x < 100:
+		return strconv.FormatFloat(x, 'f', 1, 64)
 	}
-	s := strconv.FormatInt(int64(math.Round(x)), 10)
+	return count(int(math.Round(x)))
+}
+
+// count writes a number with thousands apart.
+func count(n int) string {
+	s := strconv.Itoa(n)
 	for i := len(s) - 3; i > 0; i -= 3 {
 		s = s[:i] + "," + s[i:]
 	}

@@ -23,11 +23,15 @@ func (riverArgs) Kind() string { return "bench_job" }
 
 type riverWorker struct {
 	river.WorkerDefaults[riverArgs]
-	did func()
+	kind kind
+	did  func(int64)
 }
 
-func (w *riverWorker) Work(context.Context, *river.Job[riverArgs]) error {
-	w.did()
+func (w *riverWorker) Work(_ context.Context, job *river.Job[riverArgs]) error {
+	if w.kind == burnBusy {
+		time.Sleep(busy)
+	}
+	w.did(job.Args.ID)
 	return nil
 }
 
@@ -55,7 +59,7 @@ func (s *riverSide) migrate(ctx context.Context) error {
 	return err
 }
 
-func (s *riverSide) prefill(context.Context, kind, int) error { return nil }
+func (s *riverSide) prefill(context.Context, kind, int, int) error { return nil }
 
 func (s *riverSide) enqueue(ctx context.Context, _ kind, n int) error {
 	_, err := s.insertAll(ctx, n)
@@ -81,19 +85,32 @@ func (s *riverSide) insertTx(ctx context.Context, tx pgx.Tx, i int) error {
 	return err
 }
 
-// work has the settings of River's own benchmark (river bench).
-func (s *riverSide) work(ctx context.Context, did func()) error {
-	workers := river.NewWorkers()
-	if err := river.AddWorkerSafely(workers, &riverWorker{did: did}); err != nil {
+// riverWorkers is MaxWorkers, which has no default, in the examples of River's documentation.
+const riverWorkers = 100
+
+// riverConfig has the settings of River's own benchmark (river bench), or its defaults.
+func riverConfig(k kind) *river.Config {
+	c := &river.Config{Logger: riverLog}
+	most := slots
+	switch {
+	case k == burnBusy:
+		most = 16
+	case k.defaults():
+		most = riverWorkers
+	default:
+		c.FetchCooldown, c.FetchPollInterval = 2*time.Millisecond, 20*time.Millisecond
+	}
+	c.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: most}}
+	return c
+}
+
+func (s *riverSide) work(ctx context.Context, k kind, did func(int64)) error {
+	config := riverConfig(k)
+	config.Workers = river.NewWorkers()
+	if err := river.AddWorkerSafely(config.Workers, &riverWorker{kind: k, did: did}); err != nil {
 		return fmt.Errorf("register River's worker: %w", err)
 	}
-	c, err := river.NewClient(riverpgxv5.New(s.pool), &river.Config{
-		FetchCooldown:     2 * time.Millisecond,
-		FetchPollInterval: 20 * time.Millisecond,
-		Logger:            riverLog,
-		Queues:            map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: slots}},
-		Workers:           workers,
-	})
+	c, err := river.NewClient(riverpgxv5.New(s.pool), config)
 	if err != nil {
 		return fmt.Errorf("make a River client: %w", err)
 	}

@@ -56,7 +56,7 @@ func TestI2OneCompletionOfAWorkerThatWasFrozenPastItsLeaseIsRefusedAndDisputed(t
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dsn, pool := database(t)
-			told := service{Database: dsn, World: newWorld(t), Visibility: 3 * time.Second}
+			told := service{Database: dsn, World: newWorld(t), Lease: 1500 * time.Millisecond, Visibility: 4 * time.Second}
 			l, thing, frozen, other := freeze(t, pool, told, c.jobType, c.how)
 			await(t, "it is "+c.meanwhile, func() bool { return strings.HasPrefix(standing(t, pool, thing), c.meanwhile) })
 			awaitRow(t, pool, "nothing is on its way", settled)
@@ -92,7 +92,7 @@ func TestI2OneCompletionOfAWorkerThatWasFrozenPastItsLeaseIsRefusedAndDisputed(t
 func TestI2OneCompletionOfRepeatableWorkWithoutAClaim(t *testing.T) {
 	t.Parallel()
 	dsn, pool := database(t)
-	told := service{Database: dsn, World: newWorld(t), Visibility: 3 * time.Second}
+	told := service{Database: dsn, World: newWorld(t), Lease: 1500 * time.Millisecond, Visibility: 4 * time.Second}
 	l, thing, frozen, other := freeze(t, pool, told, "repeatable", "hold")
 	await(t, "another worker has done it", func() bool { return facts(t, pool)[thing] })
 	awaitRow(t, pool, "nothing is on its way", settled)
@@ -118,7 +118,7 @@ func TestI3InTransactionEffectsHappenOnceWhenAWorkerIsFrozenInATransaction(t *te
 		t.Run(jobType, func(t *testing.T) {
 			t.Parallel()
 			dsn, pool := database(t)
-			told := service{Database: dsn, World: newWorld(t), Visibility: 3 * time.Second, Timeout: time.Second}
+			told := service{Database: dsn, World: newWorld(t), Lease: 1500 * time.Millisecond, Visibility: 4 * time.Second, Timeout: time.Second}
 			l, thing, frozen, other := freeze(t, pool, told, jobType, "hold")
 			await(t, "another worker has done it", func() bool { return facts(t, pool)[thing] })
 			awaitRow(t, pool, "nothing is on its way", settled)
@@ -143,10 +143,10 @@ func TestI3InTransactionEffectsHappenOnceWhenAWorkerIsFrozenInATransaction(t *te
 func TestI3InTransactionEffectsHappenOnceWhenAFrozenWorkerThawsInTimeForItsTransaction(t *testing.T) {
 	t.Parallel()
 	dsn, pool := database(t)
-	told := service{Database: dsn, World: newWorld(t), Visibility: 3 * time.Second, Timeout: time.Minute}
+	told := service{Database: dsn, World: newWorld(t), Lease: 1500 * time.Millisecond, Visibility: 4 * time.Second, Timeout: time.Minute}
 	l, _, frozen, other := freeze(t, pool, told, "in_tx", "hold")
 	awaitRow(t, pool, "it is declared dead", `SELECT count(*) = 1 FROM oncemore.worker WHERE cause = 'lapsed'`)
-	awaitRow(t, pool, "the other waits for the fact", `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+	awaitRow(t, pool, "the other has claimed it, which the first delivery had not", `SELECT EXISTS (SELECT FROM oncemore.claim)`)
 	thaw(t, told.World, frozen)
 	awaitSettled(t, pool)
 	awaitRow(t, pool, "it lives anew", twoLive)

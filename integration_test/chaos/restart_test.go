@@ -12,23 +12,28 @@ import (
 // leases are over: they go on as who they are.
 func TestI1NoLossWhenPostgresIsRestartedUnderLoad(t *testing.T) {
 	t.Parallel()
+	const lease = 15 * time.Second
 	for name, away := range map[string]func(*server, *testing.T){"fast shutdown": (*server).stop, "kill -9 of all its processes": (*server).kill} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newServer(t, newFolder(t))
 			migrate(t, s.pool)
 			w := newWorld(t)
-			ps := service{Database: s.DSN, World: w, Pause: 15 * time.Millisecond, Lease: 15 * time.Second}.fleet(t, s.pool, 3)
+			ps := service{Database: s.DSN, World: w, Pause: 15 * time.Millisecond, Lease: lease}.fleet(t, s.pool, 3)
 			l := load{}
 			l.sendMixed(t, s.pool, size(40, 400), allTypes...)
+			longest := time.Duration(0)
 			for i := range size(1, 5) {
 				await(t, "a part of the work is done", func() bool { return len(w.events(t, isEffect)) > (i+1)*len(l)/8 })
+				began := time.Now()
 				away(s, t)
 				s.start(t)
+				longest = max(longest, time.Since(began))
 			}
 			awaitSettled(t, s.pool)
-			if n := ask[int](t, s.pool, `SELECT count(*) FROM oncemore.worker`); n != 3 {
-				t.Errorf("%d lives of three workers, and the database was not away for a lease", n)
+			// A machine on which a restart takes so long has little time for renewals either.
+			if n := ask[int](t, s.pool, `SELECT count(*) FROM oncemore.worker`); n != 3 && longest < lease/4 {
+				t.Errorf("%d lives of three workers, and the database was away for no more than %s", n, longest)
 			}
 			if !slices.ContainsFunc(ps, func(p *process) bool { return p.said("settling failed") || p.said("receiving failed") }) {
 				t.Error("nobody noticed that the database was away")

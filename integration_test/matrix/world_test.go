@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -202,18 +203,26 @@ func (w *world) inOwnProcess(dsn string) *run {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), workerEnv+"="+w.scenario.String(), "DATABASE_URL="+dsn, "OUTSIDE_URL="+w.dsn)
 	cmd.Stderr = w.Output()
+	life, err := cmd.StdinPipe() // it ends with us, however we end
+	if err != nil {
+		w.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		w.Fatal(err)
 	}
 	r := &run{ended: make(chan struct{}), pid: cmd.Process.Pid}
 	r.stop = func() { _ = cmd.Process.Signal(syscall.SIGTERM); <-r.ended }
-	go func() { _ = cmd.Wait(); close(r.ended) }()
+	go func() { _ = cmd.Wait(); life.Close(); close(r.ended) }()
 	w.Cleanup(func() { _ = cmd.Process.Kill(); <-r.ended })
 	return r
 }
 
 // workerProcess is what a process of the test binary does that is a worker.
 func workerProcess(name string) error {
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // ends when the test does
+		os.Exit(2)
+	}()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))

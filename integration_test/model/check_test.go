@@ -33,7 +33,8 @@ func (m *machine) justify(t *rapid.T, it *item) {
 		is = o != nil && (o.trouble == ledger.Doubtful || o.evidence && (e.Effect == ledger.Once || e.Effect == ledger.Keyed(horizon)))
 	default:
 		is = r.Run() && !satisfied && (o == nil || !held && o.trouble != ledger.Doubtful && !(o.evidence && e.Effect == ledger.Once) &&
-			!(o.evidence && e.Effect == ledger.Keyed(horizon) && m.now-e.since > horizon-timeout+time.Minute)) // a story's minute is a few ms long
+			!(o.evidence && e.Effect == ledger.Keyed(horizon) && m.now-e.since > horizon-timeout+time.Minute) && // a story's minute is a few ms long
+			!(o.owner != 0 && e.Effect == ledger.Verifiable(settling) && m.now-m.died(o.owner) < settling))
 	}
 	if !is {
 		t.Fatalf("%s %s: a look for %+v says %q; the fact is %+v, the claim %v", e.Name, e.name, it.want, r, e.fact, o)
@@ -42,6 +43,16 @@ func (m *machine) justify(t *rapid.T, it *item) {
 
 func (m *machine) isDead(worker int64) bool {
 	return slices.ContainsFunc(m.processes, func(p *process) bool { return p.lease.ID == worker && p.dead })
+}
+
+// died is when a worker was declared dead.
+func (m *machine) died(worker int64) time.Duration {
+	for _, p := range m.processes {
+		if p.lease.ID == worker {
+			return p.died
+		}
+	}
+	return 0
 }
 
 // claimed checks that a claim was won by who could, and for what.

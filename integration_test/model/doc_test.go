@@ -61,7 +61,7 @@ func checks(t *testing.T, short, full int) {
 }
 
 func TestI1NoLossI4NoBlindRepeatInAnyStory(t *testing.T) {
-	checks(t, 15, 1000)
+	checks(t, 10, 1000)
 	w := newWorld(t)
 	rapid.Check(t, func(t *rapid.T) {
 		m := w.begin(t)

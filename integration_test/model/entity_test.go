@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/oncemore-jobs/oncemore/ledger"
@@ -116,6 +117,13 @@ func (e *entity) happened(epoch int64) bool {
 		}
 	}
 	return false
+}
+
+// shows tells what a done-check sees: it takes the world a while to show an effect.
+func (e *entity) shows(epoch, source int64, now time.Duration) bool {
+	return slices.ContainsFunc(e.effects, func(f effect) bool {
+		return f.epoch >= epoch && f.source >= source && now-f.at >= settling
+	})
 }
 
 // holds tells whether the claim still has this fence.

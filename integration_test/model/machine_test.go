@@ -265,7 +265,7 @@ func (m *machine) stop(t *rapid.T) bool {
 	}
 	p.finish(t, p.items...)
 	m.ok(t, p.lease.Leave(m.ctx))
-	p.gone, p.dead = true, true
+	p.gone, p.dead, p.died = true, true, m.now
 	return true
 }
 
@@ -325,7 +325,7 @@ func (m *machine) declare(t *rapid.T, p *process) {
 			t.Fatalf("nobody has declared worker %d dead", p.lease.ID)
 		}
 	}
-	p.dead = true
+	p.dead, p.died = true, m.now
 	m.count["declared dead"]++
 }
 
@@ -421,6 +421,9 @@ func (m *machine) recheck(t *rapid.T) bool {
 func (m *machine) judgeOpen(t *rapid.T, o *ledger.Open, by ledger.Evidence) {
 	e := m.entity(t, o.Entity)
 	v := ledger.Verdict{Done: e.happened(o.Epoch), Evidence: by, By: "ann", Why: "the world says so"}
+	if by == ledger.DoneCheck {
+		v.Done = e.shows(o.Epoch, 0, m.now)
+	}
 	current := e.open != nil && e.open.fence == o.Fence && !o.Held()
 	err := pgx.BeginFunc(m.ctx, m.pool, func(tx pgx.Tx) error {
 		if err := ledger.Resolve(m.ctx, tx, &e.Type, o, v); err != nil || v.Done {

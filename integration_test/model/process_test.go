@@ -3,7 +3,6 @@ package model_test
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"pgregory.net/rapid"
@@ -23,6 +22,7 @@ type process struct {
 	pg     *pgqueue.Queue
 	frozen bool
 	dead   bool // as everybody can see in its row; it knows when it looks at its clocks
+	died   time.Duration
 	gone   bool
 	items  []*item
 }
@@ -276,7 +276,7 @@ func (p *process) ask(t *rapid.T, it *item) bool {
 		} else {
 			p.judge(t, it, true, false)
 		}
-	case slices.ContainsFunc(it.e.effects, func(f effect) bool { return f.epoch >= epoch && f.source >= it.want.SourceVersion }):
+	case it.e.shows(epoch, it.want.SourceVersion, p.now):
 		// A fact is in the way, or an epoch is asked for: only a claim can end in one.
 		if (it.standing.Fact != nil || it.want.Epoch != 0) && !p.claimOne(t, it) {
 			return false

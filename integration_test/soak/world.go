@@ -227,10 +227,11 @@ func (w *world) buried(p *process) {
 	defer p.mu.Unlock()
 	st, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	killed := st.Signaled() && st.Signal() == syscall.SIGKILL
+	early := st.Signaled() && st.Signal() == syscall.SIGTERM // before it listens for that
 	switch {
 	case killed && p.meant == "":
 		w.log.event("%s is killed by a job", p.name)
-	case killed, p.meant != "" && p.cmd.ProcessState.Success():
+	case killed, p.meant != "" && (early || p.cmd.ProcessState.Success()):
 	default:
 		w.unasked = append(w.unasked, fmt.Sprintf("%s: %v (asked for: %q; see %s)", p.name, p.cmd.ProcessState, p.meant, filepath.Join(w.logs(), p.name+".log")))
 	}
