@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"strings"
 
 	"github.com/oncemore-jobs/oncemore/queue"
@@ -110,6 +111,17 @@ func decode[A Args](jobType, entity string, raw []byte) (Input, error) {
 }
 
 const sourceVersion = "source_version"
+
+// AtSource is encoded arguments as they are when the source has the given version; all
+// else in them stays.
+func AtSource(args []byte, version int64) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(args, &fields); err != nil {
+		return nil, fmt.Errorf("the arguments are not a JSON object: %w", err)
+	}
+	fields[sourceVersion] = strconv.AppendInt(nil, version, 10)
+	return json.Marshal(fields)
+}
 
 // without removes a field of a JSON object, and sorts the others.
 func without(object []byte, field string) ([]byte, error) {

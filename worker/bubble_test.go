@@ -84,7 +84,7 @@ func TestABodysContextEndsAtItsDeadlineHoweverItIsAsked(t *testing.T) {
 				if err := ctx.Err(); err != nil {
 					t.Errorf("a nanosecond before: %v", err)
 				}
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				synctest.Wait()
 				select {
 				case <-ctx.Done():

@@ -87,6 +87,7 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 		if k.Erased.FanOut != nil && it.standing.Reason == ledger.Failed {
 			it.standing.Reason = ledger.Retry // whoever calls a fan-out again asks for another visit
 		}
+		it.raise()
 		switch {
 		case l.orphaned(it):
 			// Given back first: an attempt that never began is not charged, and is no evidence of
@@ -109,6 +110,31 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 		l.settles[k].add(idle...)
 	}
 	l.slots.add(k, tasks)
+}
+
+// raise brings work up to the newest source that the ledger knows of. Forced work, and a
+// retry, may have been named when the source was older, and must neither write that over
+// the newer nor say in the fact that it did. The arguments differ in nothing else, else it
+// were a conflict.
+func (it *item) raise() {
+	newest := it.want.SourceVersion
+	if f := it.standing.Fact; f != nil {
+		newest = max(newest, f.SourceVersion)
+	}
+	if o := it.standing.Open; o != nil {
+		newest = max(newest, o.SourceVersion)
+	}
+	if newest == it.want.SourceVersion || !it.standing.Reason.Run() {
+		return
+	}
+	raw, err := jobs.AtSource(it.raw, newest)
+	if err != nil {
+		return
+	}
+	in, err := it.kind.Decode(it.Entity, raw)
+	if err == nil && in.SourceVersion == newest && in.Fingerprint == it.want.Fingerprint {
+		it.raw, it.args, it.want.SourceVersion = raw, in.Args, newest
+	}
 }
 
 // appendMany groups the items of one parcel for DoMany: all of them at first; after a

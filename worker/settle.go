@@ -42,6 +42,11 @@ func (l *life) settle(k *kind, items []*item) {
 			it.keep.Store(true) // its message comes again, and looks again
 		}
 	}
+	for _, it := range items {
+		if it.unsure() && it.end.outcome.Refused {
+			it.keep.Store(true)
+		}
+	}
 	l.redo(k, items)
 	l.tell(items)
 	l.leave(items, acks)
@@ -52,6 +57,16 @@ func (l *life) settle(k *kind, items []*item) {
 // very message: so it is acknowledged when it is known that the fence held, and not before.
 func (it *item) onSeen() bool {
 	return it.end.outcome.State != "" && it.end.outcome.Fence != 0 && !it.claim.Won && it.end.send == nil
+}
+
+// unsure tells whether its outcome is recorded under a fence that was only seen, with no
+// message to carry it on. Somebody may change the claim in between, a dead worker even
+// that gives back what it never began, and may count on this very message. So the message
+// is not acknowledged in the same transaction; and where the outcome was refused, it comes
+// again.
+func (it *item) unsure() bool {
+	o := &it.end.outcome
+	return o.State != "" && o.Fence != 0 && !it.claim.Won && it.end.send == nil
 }
 
 // sweep removes claims that a fact outranks, before the messages that showed them are
@@ -144,14 +159,15 @@ func (l *life) taken(k *kind, items []*item) (found bool) {
 
 // redo has repeatable work done once more that was reported after its claim was lost: an
 // older version of the source may just have overwritten the output of a newer one. Under a
-// new epoch the last write is of the newest source. A crash before it costs just that; the
+// new epoch the last write is of the newest source: see raise. A crash before it costs just that; the
 // attempt is listed as disputed.
 func (l *life) redo(k *kind, items []*item) {
 	if k.Effect() != ledger.Repeatable {
 		return
 	}
 	for _, it := range items {
-		if !it.end.outcome.Refused || it.end.outcome.State != ledger.Completed || it.want.SourceVersion == 0 {
+		// One that failed halfway may have overwritten as much as one that succeeded.
+		if o := &it.end.outcome; !o.Refused || o.Absent || !it.claim.Won || it.want.SourceVersion == 0 {
 			continue
 		}
 		m := it.retry(0)

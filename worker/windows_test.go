@@ -240,3 +240,62 @@ func TestADeployOfOtherCodeMakesNothingStale(t *testing.T) {
 		t.Errorf("bodies run by the two builds: %s, want 2 and the new one", got)
 	}
 }
+
+// A dead worker gives back what it never began, in the moment in which another says that
+// it is in doubt. The other's word is refused then, and its message is the only carrier.
+func TestAMessageWhoseDoubtIsRefusedComesAgain(t *testing.T) {
+	t.Parallel()
+	direct, proxied, proxy := throughProxy(t)
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { return nil }})
+	newWorker(t, direct, set, worker.Config{}) // registers the type
+	mustExec(t, direct, `INSERT INTO oncemore.worker (name, expires, dead_at, cause) VALUES ('thawing', clock_timestamp(), clock_timestamp(), 'lapsed')`)
+	in, err := jobs.NewItem(letter{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, _ := set.Lookup("letter")
+	decoded, err := e.Decode(in.Entity, in.Args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, direct, `
+INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), w.id, now(), $1, 0, 0, 0, t.id, 1, '1', $2 FROM oncemore.worker w, oncemore.job_type t WHERE t.name = 'letter'`, decoded.Fingerprint, string(in.Args))
+	var once atomic.Bool
+	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if b.Has("claim: keep open") && once.CompareAndSwap(false, true) {
+			if _, err := direct.Exec(context.Background(), `UPDATE oncemore.claim SET fence = nextval('oncemore.fence'), owner = NULL, trouble = 'retrying', first_claimed_at = NULL, attempts = 0`); err != nil {
+				t.Error(err)
+			}
+		}
+		return pgproxy.Pass
+	})
+	enqueue(t, pgq(direct), letter{1})
+	begin(t, proxied, set, worker.Config{})
+	eventuallyRow(t, direct, "it is done, by the message that found it in doubt", `SELECT count(*) = 1 FROM oncemore.ledger`)
+	eventuallyRow(t, direct, "it is acknowledged", quiet)
+	if !once.Load() {
+		t.Error("nobody said that it was in doubt")
+	}
+}
+
+// Work that is forced, or done once more because it was reported late, may have been named
+// when the source was older.
+func TestForcedWorkIsOfTheNewestSourceThatTheLedgerKnows(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var written atomic.Int64
+	set := newSet(t, jobs.Job[page]{Effect: jobs.Repeatable, Do: func(_ context.Context, p page) error { written.Store(p.Revision); return nil }})
+	begin(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), page{1, 5})
+	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE source_version = 5)`)
+	m := together(t, page{1, 3})
+	if err := pool.QueryRow(t.Context(), `SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch); err != nil {
+		t.Fatal(err)
+	}
+	sendMessages(t, pgq(pool), m)
+	eventuallyRow(t, pool, "it is done again", `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE epoch = $1)`, m.Epoch)
+	if n := count(t, pool, `SELECT source_version FROM oncemore.ledger`); n != 5 || written.Load() != 5 {
+		t.Errorf("the fact is of source %d and the output of %d, the newest known is 5", n, written.Load())
+	}
+}

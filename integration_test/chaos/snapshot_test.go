@@ -43,7 +43,7 @@ func TestClaimsDoNotCrawlWhileAnOldSnapshotIsHeld(t *testing.T) {
 
 	w := newWorld(t)
 	l := load{}
-	l.sendMixed(t, pool, size(1000, 10_000), "in_tx", "once", "keyed")
+	l.sendMixed(t, pool, size(600, 10_000), "in_tx", "once", "keyed")
 	reads, scans := indexReads(t, pool)
 	began := time.Now()
 	told := service{Database: dsn, World: w, Slots: 8, Lease: 15 * time.Second, Visibility: 5 * time.Second}

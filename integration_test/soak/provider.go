@@ -145,12 +145,6 @@ func (p *provider) heal() {
 	p.healthy = true
 }
 
-func (p *provider) count() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.effects
-}
-
 // providerAPI is what its clients may call.
 type providerAPI struct{ p *provider }
 
