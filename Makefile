@@ -1,7 +1,7 @@
 # Every target installs what it misses; `make setup` alone does only that.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo test test-full mutants soak lint bench
+.PHONY: help setup demo test test-full mutants fuzz soak lint bench
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,14 @@ test-full: setup ## all tests in full: every case of the matrix, the orders and 
 
 mutants: setup ## take the guarantees out one by one: a test must fail for each (MUTANT=word)
 	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -count=1 -v -timeout 60m ./integration_test/mutants
+
+fuzz: ## random input for everything that is decoded (FUZZ=20s for each)
+	@for t in jobs:FuzzDecode jobs:FuzzEqualArgumentsHaveOneFingerprint jobs:FuzzTheKeyTellsItsParts \
+		queue:FuzzCheckNameTakesExactlyWhatCanBeAKey queue:FuzzCheckTakesExactlyWhatIsWithinTheLimits \
+		queue/pgqueue:FuzzDecodeItems queue/pgqueue:FuzzAReceiptIsReadAsItWasWrittenAndNothingElseNamesALock \
+		queue/pgqueue:FuzzARowIsTheSameDeliveryInBothFormats queue/pgqueue:FuzzAMessageArrivesAsItWasSent \
+		ledger:FuzzSanitizeMakesTextThatPostgresTakes; do \
+		go test ./$${t%%:*} -run '^$$' -fuzz "^$${t##*:}\$$" -fuzztime $(or $(FUZZ),20s) -parallel 2 || exit 1; done
 
 soak: setup ## kill, freeze and cut off workers for a while (SOAK=10m), then count what was lost or doubled
 	@go run ./integration_test/soak -for $(or $(SOAK),10m) $(ARGS)

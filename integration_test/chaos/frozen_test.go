@@ -76,7 +76,7 @@ func TestI2OneCompletionOfAWorkerThatWasFrozenPastItsLeaseIsRefusedAndDisputed(t
 			if again := c.jobType != "once"; !pids[frozen.pid()] || pids[other.pid()] != again {
 				t.Errorf("the effect was had by %v, want the frozen worker %d and, if the class allows, the other", pids, frozen.pid())
 			}
-			if !ask[bool](t, pool, `SELECT bool_or(cause = 'lapsed') FROM oncemore.worker WHERE name LIKE '%/' || $1::int`, frozen.pid()) {
+			if !ask[bool](t, pool, `SELECT coalesce(bool_or(cause = 'lapsed'), false) FROM oncemore.worker WHERE name LIKE '%/' || $1::int`, frozen.pid()) {
 				t.Error("nobody declared the frozen worker dead")
 			}
 			resolveDoubts(t, pool, told.World)

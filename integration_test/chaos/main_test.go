@@ -82,7 +82,7 @@ func lacking(t *testing.T, what string, args ...any) {
 
 // patience is how long a story waits for anything: long, since it only matters when
 // something is wrong, and the machine may be busy.
-const patience = 2 * time.Minute
+var patience = time.Duration(size(2, 5)) * time.Minute
 
 // await waits for a condition.
 func await(t *testing.T, what string, is func() bool) {

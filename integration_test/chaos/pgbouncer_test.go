@@ -215,7 +215,7 @@ func TestEverythingWorksBehindPgBouncerInTransactionMode(t *testing.T) {
 			p := startPooler(t, binary, direct, c.prepared)
 			w := newWorld(t)
 			l := load{}
-			n := size(40, 1000)
+			n := size(40, 200)
 			l.sendMixed(t, pool, n, allTypes...)
 			for _, jobType := range []string{"repeatable", "keyed", "verifiable", "in_tx", "many"} {
 				l.send(t, pool, jobType, work{N: n + 1, How: "fail"}, work{N: n + 2}, work{N: n + 3, How: "fail"})
@@ -268,7 +268,7 @@ func TestI1NoLossWhenPgBouncerIsKilledUnderLoad(t *testing.T) {
 	l := load{}
 	l.sendMixed(t, pool, 200, allTypes...)
 	for i := range 6 {
-		await(t, "a part of the work is done", func() bool { return len(w.events(t, isEffect)) > (i+1)*len(l)/12 })
+		await(t, "a part of the work is done", func() bool { return w.busy((i + 1) * len(l) / 12) })
 		p.kill()
 		p.start(t)
 	}

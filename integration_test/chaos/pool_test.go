@@ -15,7 +15,7 @@ func TestAPoolSmallerThanTheSlotsGoesOnAndKeepsItsLease(t *testing.T) {
 	dsn, pool := database(t)
 	w := newWorld(t)
 	l := load{}
-	n := size(30, 1000)
+	n := size(30, 300)
 	l.sendMixed(t, pool, n, allTypes...)
 	l.send(t, pool, "in_tx", work{N: n + 1, How: "fail"}, work{N: n + 2, How: "fail"})
 	l.send(t, pool, "many", work{N: n + 1}, work{N: n + 2, How: "fail"}, work{N: n + 3})

@@ -131,5 +131,3 @@ func (s *safeBuffer) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 func (s *safeBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
-
-func (p *process) saidTimes(words string) int { return strings.Count(p.stderr.String(), words) }

@@ -14,7 +14,7 @@ func TestTwoServicesOnOneQueueTakeOnlyTheirOwn(t *testing.T) {
 	t.Parallel()
 	dsn, pool := database(t)
 	w := newWorld(t)
-	n := size(30, 1000)
+	n := size(30, 300)
 	mine, theirs := []string{"once", "keyed", "mailing"}, []string{"in_tx", "repeatable"}
 	l := load{}
 	l.sendMixed(t, pool, n, "in_tx", "repeatable", "once", "keyed")

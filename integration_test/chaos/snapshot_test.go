@@ -33,7 +33,7 @@ func TestClaimsDoNotCrawlWhileAnOldSnapshotIsHeld(t *testing.T) {
 	}
 
 	// What was done since it began.
-	dead := size(50_000, 500_000)
+	dead := size(50_000, 200_000)
 	mustExec(t, pool, `INSERT INTO oncemore.message (queue, type, entities, args) SELECT '', 'once', ARRAY[n::text], ARRAY['{}'] FROM generate_series(1, $1::int) n`, dead)
 	mustExec(t, pool, `DELETE FROM oncemore.message`)
 	mustExec(t, pool, `VACUUM oncemore.message`)
@@ -43,7 +43,7 @@ func TestClaimsDoNotCrawlWhileAnOldSnapshotIsHeld(t *testing.T) {
 
 	w := newWorld(t)
 	l := load{}
-	l.sendMixed(t, pool, size(600, 10_000), "in_tx", "once", "keyed")
+	l.sendMixed(t, pool, size(600, 3000), "in_tx", "once", "keyed")
 	reads, scans := indexReads(t, pool)
 	began := time.Now()
 	told := service{Database: dsn, World: w, Slots: 8, Lease: 15 * time.Second, Visibility: 5 * time.Second}

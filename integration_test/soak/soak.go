@@ -179,7 +179,10 @@ func (w *world) drain(ctx context.Context, what string) error {
 		if err == nil {
 			_, err = w.db.Exec(ctx, forwardSQL)
 		}
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return errors.New("interrupted")
+		case err != nil:
 			return fmt.Errorf("drain: %w", err)
 		}
 		if s.quiet() {

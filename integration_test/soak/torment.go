@@ -239,7 +239,7 @@ func (t *tormentor) killPostgres(context.Context, *place) string {
 func (t *tormentor) postgres(f func(context.Context) error) string {
 	began := time.Now()
 	if err := f(context.Background()); err != nil {
-		return "it did not come back: " + err.Error()
+		return fmt.Sprintf("it did not come back: %.200s", err)
 	}
 	return fmt.Sprintf("away for %s", time.Since(began).Round(100*time.Millisecond))
 }

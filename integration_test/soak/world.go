@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,14 +120,14 @@ func (w *world) effectLog() string { return filepath.Join(w.dir, "effects.jsonl"
 // startPostgres starts the server, or starts it again in the same folder. After a kill -9
 // its children may need a moment to notice.
 func (w *world) startPostgres(ctx context.Context) error {
-	for try := 1; ; try++ {
+	for began := time.Now(); ; {
 		pg, err := pglocal.Start(ctx, pglocal.Options{Dir: filepath.Join(w.dir, "pg"), Bind: true,
 			Params: []string{"max_connections=300", "shared_buffers=256MB", "max_wal_size=2GB", "log_checkpoints=off"}})
 		if err == nil {
 			w.pg = pg
 			return nil
 		}
-		if try == 50 || ctx.Err() != nil || errors.Is(err, pglocal.ErrNoBinaries) {
+		if time.Since(began) > 3*time.Minute || ctx.Err() != nil || errors.Is(err, pglocal.ErrNoBinaries) {
 			return err
 		}
 		time.Sleep(200 * time.Millisecond)
@@ -141,18 +142,17 @@ func (w *world) restartPostgres(ctx context.Context) error {
 	return w.startPostgres(ctx)
 }
 
-// killPostgres kills the server with -9, and starts it again.
+// killPostgres kills the server with -9, unless it is away already, and starts it again.
 func (w *world) killPostgres(ctx context.Context) error {
 	line, err := os.ReadFile(filepath.Join(w.dir, "pg", "data", "postmaster.pid"))
-	if err != nil {
-		return fmt.Errorf("find Postgres: %w", err)
+	if err == nil {
+		first, _, _ := strings.Cut(string(line), "\n")
+		var pid int
+		if pid, err = strconv.Atoi(strings.TrimSpace(first)); err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
 	}
-	first, _, _ := strings.Cut(string(line), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil {
-		return fmt.Errorf("find Postgres: %w", err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill Postgres: %w", err)
 	}
 	return w.startPostgres(ctx)
