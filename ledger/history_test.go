@@ -378,7 +378,14 @@ func (a *actor) end(h holding) error {
 	}
 	began := a.now()
 	l, loses := a.ledgerOf()
-	err := l.RunBatch(a.Context(), func(b *pgx.Batch) { o.Refused = false; ledger.Settle(b, a.kind, h.worker, []*ledger.Outcome{o}) })
+	settle := func() error {
+		return l.RunBatch(a.Context(), func(b *pgx.Batch) { o.Refused = false; ledger.Settle(b, a.kind, h.worker, []*ledger.Outcome{o}) })
+	}
+	err := settle()
+	if ledger.IsTaken(err) { // a fact is there already: it failed whole
+		o.Again = true
+		err = settle()
+	}
 	if err != nil && !loses {
 		return err
 	}

@@ -79,7 +79,7 @@ func (l *Ledger) Join(ctx context.Context, name string, length time.Duration, lo
 		return nil, fmt.Errorf("join the workers: %w", explain(err))
 	}
 	s.renewed.Store(at)
-	s.unbroken = at.mono
+	s.unbroken = time.Now()
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	go s.keep()
 	return s, nil
@@ -120,16 +120,23 @@ func (s *Lease) Leave(ctx context.Context) error {
 	s.leaveOnce.Do(func() {
 		s.cancel(context.Canceled)
 		<-s.done
-		if s.conn == nil || s.conn.IsClosed() {
-			if err = s.connect(ctx); err != nil {
-				err = fmt.Errorf("leave the workers: %w", err)
-				return
+		// The connection may be broken, and nobody has noticed since the last renewal.
+		for range 2 {
+			if s.conn == nil || s.conn.IsClosed() {
+				if err = s.connect(ctx); err != nil {
+					break
+				}
 			}
+			if _, err = s.conn.Exec(ctx, leaveSQL, s.ID); err == nil {
+				break
+			}
+			s.conn.Close(ctx)
 		}
-		defer s.conn.Close(ctx)
-		if _, e := s.conn.Exec(ctx, leaveSQL, s.ID); e != nil {
-			err = fmt.Errorf("leave the workers: %w", e)
+		if err != nil {
+			err = fmt.Errorf("leave the workers: %w", err)
+			return
 		}
+		s.conn.Close(ctx)
 	})
 	return err
 }
@@ -173,7 +180,7 @@ func (s *Lease) keep() {
 			gap := s.renewed.Load().since()
 			s.renewed.Store(at)
 			if s.unbroken.IsZero() || gap > s.length/2 {
-				s.unbroken = at.mono
+				s.unbroken = time.Now() // and not when it was sent: the server was there by now at the latest
 			}
 			// After the database was away every lease has lapsed, and nobody is dead for that.
 			// Who has itself renewed without a gap for one lease gave all others that time too.

@@ -42,11 +42,6 @@ func (l *life) settle(k *kind, items []*item) {
 			it.keep.Store(true) // its message comes again, and looks again
 		}
 	}
-	for _, it := range items {
-		if it.unsure() && it.end.outcome.Refused {
-			it.keep.Store(true)
-		}
-	}
 	l.redo(k, items)
 	l.tell(items)
 	l.leave(items, acks)
@@ -57,16 +52,6 @@ func (l *life) settle(k *kind, items []*item) {
 // very message: so it is acknowledged when it is known that the fence held, and not before.
 func (it *item) onSeen() bool {
 	return it.end.outcome.State != "" && it.end.outcome.Fence != 0 && !it.claim.Won && it.end.send == nil
-}
-
-// unsure tells whether its outcome is recorded under a fence that was only seen, with no
-// message to carry it on. Somebody may change the claim in between, a dead worker even
-// that gives back what it never began, and may count on this very message. So the message
-// is not acknowledged in the same transaction; and where the outcome was refused, it comes
-// again.
-func (it *item) unsure() bool {
-	o := &it.end.outcome
-	return o.State != "" && o.Fence != 0 && !it.claim.Won && it.end.send == nil
 }
 
 // sweep removes claims that a fact outranks, before the messages that showed them are
@@ -410,4 +395,4 @@ func park(b *pgx.Batch, reason, jobType, entity, body string, epoch int64, err e
 const parkSQL = `
 /* input: park */
 INSERT INTO oncemore.parked AS p (reason, type, entity, body, error, digest, epoch) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (digest) DO UPDATE SET last_at = now(), times = p.times + 1, epoch = greatest(p.epoch, excluded.epoch)`
+ON CONFLICT (digest) DO UPDATE SET last_at = greatest(p.last_at, now()), times = p.times + 1, epoch = greatest(p.epoch, excluded.epoch)`
