@@ -14,7 +14,7 @@ import (
 type fate struct {
 	Job, Entity string
 	Fact        string // its evidence; empty: none
-	Trouble     string // of its claim; "held" where somebody holds it; empty: no claim
+	Trouble     string // of its claim; "held" where somebody holds it; empty: no claim, or one that is outranked
 	Attempts    int    // that the fact says
 	Facts       int    // the replaced ones included
 	Inside      int    // effects in the worker's transactions
@@ -29,7 +29,7 @@ WITH entity AS (
     UNION SELECT job_type, entity FROM oncemore.claim
     UNION SELECT t.id, o.entity FROM outside o JOIN oncemore.job_type t ON t.name = o.job
     UNION SELECT t.id, o.entity FROM inside o JOIN oncemore.job_type t ON t.name = o.job)
-SELECT t.name, e.entity, coalesce(l.evidence::text, ''), CASE WHEN c.entity IS NULL THEN '' ELSE coalesce(c.trouble, 'held') END,
+SELECT t.name, e.entity, coalesce(l.evidence::text, ''), CASE WHEN c.entity IS NULL OR coalesce(c.trouble, '') <> 'in_doubt' AND l.entity IS NOT NULL AND coalesce(l.epoch, 0) >= c.epoch THEN '' ELSE coalesce(c.trouble, 'held') END,
        coalesce(l.attempts, 0),
        (l.entity IS NOT NULL)::int + (SELECT count(*) FROM oncemore.ledger_history h WHERE (h.job_type, h.entity) = (e.job_type, e.entity)),
        (SELECT count(*) FROM inside o WHERE (o.job, o.entity) = (t.name, e.entity)),
@@ -102,10 +102,15 @@ func (f fate) broken(b bound) (all []string) {
 	return all
 }
 
+// outranked: beside the claim c is a fact that satisfies all it stands for. Where the answer
+// to a claim was lost, and the work had just been done, such a one may be left until its
+// worker has ended and the entity is named again. The fact counts, not the claim.
+const outranked = `EXISTS (SELECT FROM oncemore.ledger l WHERE (l.job_type, l.entity) = (c.job_type, c.entity) AND coalesce(l.epoch, 0) >= c.epoch)`
+
 // ofTheWhole are queries that name what breaks an invariant whatever the work was.
 var ofTheWhole = map[string]string{
-	"I1: a claim is held when no worker is left":                  `SELECT concat_ws(' ', job_type, entity, owner) FROM oncemore.claim WHERE owner IS NOT NULL`,
-	"I1: a claim waits for an attempt that no message will bring": `SELECT concat_ws(' ', job_type, entity) FROM oncemore.claim WHERE trouble = 'retrying'`,
+	"I1: a claim is held when no worker is left":                  `SELECT concat_ws(' ', job_type, entity, owner) FROM oncemore.claim c WHERE owner IS NOT NULL AND NOT ` + outranked,
+	"I1: a claim waits for an attempt that no message will bring": `SELECT concat_ws(' ', job_type, entity) FROM oncemore.claim c WHERE trouble = 'retrying' AND NOT ` + outranked,
 	"I1: a message is left":                                       `SELECT concat_ws(' ', id, type, entities) FROM oncemore.message`,
 	"I2: two completions under one epoch":                         `SELECT concat_ws(' ', job_type, entity, coalesce(epoch, 0)) FROM (SELECT job_type, entity, epoch FROM oncemore.ledger UNION ALL SELECT job_type, entity, epoch FROM oncemore.ledger_history) f GROUP BY job_type, entity, coalesce(epoch, 0) HAVING count(*) > 1`,
 	"I4: a doubt is gone, and nobody resolved it":                 `SELECT concat_ws(' ', a.job_type, a.entity, a.at) FROM oncemore.attempt a JOIN oncemore.job_type t ON t.id = a.job_type AND t.name = 'once' WHERE a.outcome = 'in_doubt' AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE (c.job_type, c.entity, c.trouble) = (a.job_type, a.entity, 'in_doubt')) AND NOT EXISTS (SELECT FROM oncemore.attempt r WHERE (r.job_type, r.entity, r.outcome) = (a.job_type, a.entity, 'resolved') AND r.at > a.at)`,

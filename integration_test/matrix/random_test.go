@@ -74,7 +74,8 @@ func TestI1NoLossWhenConnectionsAreCutAtRandom(t *testing.T) {
 		r.stop()
 	}
 	lives := ask[int](w, `SELECT count(*) FROM oncemore.worker`) - len(workers)
-	t.Logf("%d messages, %d cuts, %d leases lost or joined twice", len(messages), cuts, lives)
+	left := ask[int](w, `SELECT count(*) FROM oncemore.claim c WHERE `+outranked)
+	t.Logf("%d messages, %d cuts, %d leases lost or joined twice, %d claims left beside their facts", len(messages), cuts, lives, left)
 	if cuts < 10 {
 		t.Errorf("only %d connections were cut", cuts)
 	}

@@ -141,7 +141,7 @@ func (w *world) eventually(what, sql string) bool {
 func (w *world) settle() {
 	w.Helper()
 	w.await("everything is settled", `SELECT NOT EXISTS (SELECT FROM oncemore.message)
-AND NOT EXISTS (SELECT FROM oncemore.claim WHERE owner IS NOT NULL OR trouble = 'retrying')
+AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE (owner IS NOT NULL OR trouble = 'retrying') AND NOT `+outranked+`)
 AND NOT EXISTS (SELECT FROM oncemore.run WHERE ended_at IS NULL)`)
 	if w.done != "" {
 		w.await("the end of the scenario", w.done)
