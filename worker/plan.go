@@ -60,6 +60,14 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	// then nothing needs to be told apart. In the joins it keeps the source outermost: each
 	// named entity is looked for by primary key. The planner would rather read all the facts
 	// there are into a hash, which for a few entities of millions takes many times as long.
+	//
+	// Among facts that are there, a source without an order of its own is put into that of the
+	// ledger's key: neighbours in the index stay together, here and when their facts come. With
+	// random keys behind ten million facts it makes work half as fast again.
+	order := `OFFSET 0`
+	if facts && !strings.Contains(strings.ToLower(query), "order by") {
+		order = `ORDER BY 1`
+	}
 	done, open, trouble, joins, barrier, todo := `false`, `false`, `NULL::text`, ``, ``, ``
 	if facts {
 		done = `l.entity IS NOT NULL`
@@ -86,7 +94,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 WITH named AS (
     SELECT s.*, ` + done + ` AS oncemore_done, ` + open + ` AS oncemore_open, ` + trouble + ` AS oncemore_trouble
     FROM (SELECT coalesce(q.entity::text, '') COLLATE "C" AS entity` + others(columns) + ` FROM (` + query + `
-    ) q OFFSET 0) s` + joins + barrier + `
+    ) q ` + order + `) s` + joins + barrier + `
 ), numbered AS (
     SELECT s.entity, s.oncemore_done AS done, CASE WHEN s.oncemore_open AND NOT s.oncemore_done THEN coalesce(s.oncemore_trouble, '') END AS open,
            CASE WHEN s.oncemore_done OR s.oncemore_open THEN -1 ELSE nextval('oncemore.plan_item') / ` + arg(child.PackSize) + `::int END AS pack,

@@ -149,6 +149,7 @@ func TestI3InTransactionEffectsHappenOnceWhenAFrozenWorkerThawsInTimeForItsTrans
 	awaitRow(t, pool, "the other has claimed it, which the first delivery had not", `SELECT EXISTS (SELECT FROM oncemore.claim)`)
 	thaw(t, told.World, frozen)
 	awaitSettled(t, pool)
+	awaitRow(t, pool, "no claim is left: it would hold up whoever wants the work again", `SELECT NOT EXISTS (SELECT FROM oncemore.claim)`)
 	awaitRow(t, pool, "it lives anew", twoLive)
 	stopAll(t, frozen, other)
 	checkEnd(t, pool, told.World, l)
