@@ -1,7 +1,7 @@
 # Every target installs what it misses; `make setup` alone does only that.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo test test-full mutants fuzz soak lint bench
+.PHONY: help setup demo examples proof-backfill test test-full mutants fuzz soak lint bench
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,9 @@ setup: ## install the PostgreSQL server binaries, if there are none
 
 demo: setup ## 1,000 invitations, an outage, a kill -9, and one of each delivered (ARGS='-o json')
 	@go run ./cmd/oncemore demo $(ARGS)
+
+examples: setup ## play all examples: the demo, profiles for users on a live table, an index that is rebuilt
+	@go run ./cmd/oncemore demo && go run ./examples/profiles && go run ./examples/tags
 
 test: setup ## all tests, with the race detector, on a real PostgreSQL
 	TEST_REQUIRE=1 go test -race -count=1 -timeout 12m ./...

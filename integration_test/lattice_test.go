@@ -17,7 +17,7 @@ import (
 const module = "github.com/oncemore-jobs/oncemore"
 
 // The parts of the library that an application imports.
-var library = []string{"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "worker", "worker/admin", "worker/workertest", "migrations"}
+var library = []string{"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "jobs/cron", "worker", "worker/admin", "worker/throttle", "worker/workertest", "migrations"}
 
 // lattice says which of our packages the files of each folder may import. A new
 // folder is a decision: write it down here, and in docs/design.md.
@@ -30,32 +30,43 @@ var lattice = map[string][]string{
 	"queue/pgqueue":   {"queue"},
 	"queue/queuetest": {"queue"},
 
+	"queue/sqsqueue":         {"queue"},
+	"queue/sqsqueue/sqsfake": {},
+
 	"jobs":              {"queue", "ledger"},
-	"worker":            {"queue", "queue/pgqueue", "ledger", "jobs", "migrations"},
-	"worker/admin":      {"queue", "queue/pgqueue", "ledger", "jobs", "migrations", "worker"},
+	"jobs/cron":         {},
+	"worker":            {"queue", "queue/pgqueue", "ledger", "jobs", "jobs/cron", "migrations", "worker/plan", "worker/throttle"},
+	"worker/admin":      {"queue", "queue/pgqueue", "ledger", "jobs", "jobs/cron", "migrations", "worker", "worker/throttle"},
+	"worker/plan":       {"queue", "ledger", "jobs"},
+	"worker/throttle":   {},
 	"worker/workertest": {"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "migrations", "worker"},
 
 	"cmd/oncemore":         append([]string{"cmd/oncemore/cli"}, library...),
-	"cmd/oncemore/cli":     append([]string{"cmd/oncemore/pglocal", "examples/invitations", "examples/invitations/smtpd"}, library...),
+	"cmd/oncemore/cli":     append([]string{"queue/sqsqueue", "cmd/oncemore/pglocal", "examples/invitations", "examples/invitations/smtpd"}, library...),
 	"cmd/oncemore/pglocal": {}, // pgtest needs it, and everything's tests need pgtest
 
 	"examples/invitations":       append([]string{"examples/invitations/smtpd"}, library...),
 	"examples/invitations/smtpd": {},
+	"examples/stage":             append([]string{"cmd/oncemore/pglocal"}, library...), // what the plays have in common
+	"examples/profiles":          append([]string{"cmd/oncemore/cli", "examples/stage", "worker/plan"}, library...),
+	"examples/tags":              append([]string{"cmd/oncemore/cli", "examples/stage", "worker/plan"}, library...),
 
-	"integration_test": append([]string{"queue/queuetest", "cmd/oncemore/cli", "cmd/oncemore/pglocal",
+	"integration_test": append([]string{"queue/queuetest", "queue/sqsqueue", "cmd/oncemore/cli", "cmd/oncemore/pglocal",
 		"examples/invitations", "examples/invitations/smtpd"}, library...),
 	"integration_test/pgtest":   {"cmd/oncemore/pglocal", "migrations"},
 	"integration_test/pgproxy":  {},
+	"integration_test/sqspeer":  {},
 	"integration_test/schedule": {"queue", "ledger"},
 	"integration_test/model":    {"queue", "ledger"},
 	"integration_test/matrix":   append([]string{"integration_test/pgproxy"}, library...),
 	"integration_test/soak":     append([]string{"cmd/oncemore/pglocal", "integration_test/pgproxy"}, library...),
 	"integration_test/chaos":    append([]string{"cmd/oncemore/pglocal"}, library...),
 	"integration_test/mutants":  {},
+	"integration_test/backfill": append([]string{"cmd/oncemore/pglocal", "examples/stage", "worker/plan"}, library...),
 }
 
 // Test files may also import these, and the package that they test.
-var forTests = []string{"integration_test/pgtest", "integration_test/pgproxy", "queue/pgqueue", "queue/memqueue", "queue/queuetest", "migrations", "worker/workertest"}
+var forTests = []string{"integration_test/pgtest", "integration_test/pgproxy", "integration_test/sqspeer", "queue/sqsqueue/sqsfake", "queue/pgqueue", "queue/memqueue", "queue/queuetest", "migrations", "worker/workertest"}
 
 // outside says where packages that are not ours may be imported at all: in these
 // folders and those below them. What is not listed may be imported anywhere.

@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -145,6 +146,9 @@ type Set struct {
 	types  []string
 }
 
+// ReservedPrefix begins the names of job types that are this library's own.
+const ReservedPrefix = "oncemore."
+
 // NewSet checks the definitions and puts them together. Its error has a sentence for each
 // mistake, all of them at once.
 func NewSet(ds ...Definition) (*Set, error) {
@@ -157,6 +161,9 @@ func NewSet(ds ...Definition) (*Set, error) {
 			continue
 		}
 		for _, name := range append([]string{e.Type}, e.Aliases...) {
+			if strings.HasPrefix(name, ReservedPrefix) {
+				mistakes = append(mistakes, fmt.Errorf("job type %q begins with %q, which is kept for this library's own", name, ReservedPrefix))
+			}
 			if s.byName[name] != nil {
 				mistakes = append(mistakes, fmt.Errorf("job type %q is defined twice: a name, or an alias, belongs to one job", name))
 			}

@@ -24,9 +24,9 @@ func (l *Ledger) Look(ctx context.Context, t *Type, ws []Want) ([]Standing, erro
 	return look(t, ws, func(queue func(*pgx.Batch)) error { return l.RunBatch(ctx, queue) })
 }
 
-// LookIn is Look in the caller's READ COMMITTED transaction, whose plans it leaves bound to
+// LookIn is [Ledger.Look] in the caller's READ COMMITTED transaction, whose plans it leaves bound to
 // the primary keys.
-func (l *Ledger) LookIn(ctx context.Context, tx pgx.Tx, t *Type, ws []Want) ([]Standing, error) {
+func LookIn(ctx context.Context, tx pgx.Tx, t *Type, ws []Want) ([]Standing, error) {
 	return look(t, ws, func(queue func(*pgx.Batch)) error {
 		b := &pgx.Batch{}
 		b.Queue(steadyPlans)

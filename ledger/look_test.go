@@ -117,7 +117,7 @@ func TestI5SkippingWritesNothingNotEvenATransactionNumber(t *testing.T) {
 	w.settle(w.worker(), ended(plain("done"), ledger.Claim{}, ledger.Completed))
 	w.claim(w.worker(), plain("open"))
 	w.in(func(tx pgx.Tx) {
-		sts, err := w.LookIn(t.Context(), tx, w.kind, []ledger.Want{plain("done"), plain("open"), plain("missing")})
+		sts, err := ledger.LookIn(t.Context(), tx, w.kind, []ledger.Want{plain("done"), plain("open"), plain("missing")})
 		w.ok(err)
 		w.want("done", sts[0].Reason, ledger.Done)
 		var assigned bool

@@ -35,7 +35,7 @@ func TestI1NoLossForcedWorkOutlivesTheClaimOfAnEarlierEpochThatItMeets(t *testin
 			mustExec(t, pool, `
 WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at) VALUES ('dead', now(), now()) RETURNING id)
 INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, $1, '1', '{"n":1}' FROM dead, oncemore.job_type t`, c.dead)
+SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, $1, '1', '{"n":1}' FROM dead, oncemore.job_type t WHERE t.name = 'letter'`, c.dead)
 			m := together(t, letter{1})
 			m.Epoch = count(t, pool, `SELECT nextval('oncemore.epoch')`)
 			sendMessages(t, pgq(pool), m)
@@ -103,7 +103,7 @@ func TestI4NoBlindRepeatAKeyThatIsForgottenWhileItsWorkWaitsForASlotIsNotTrusted
 	within(t, "the only slot is taken", g.entered)
 	mustExec(t, pool, `
 INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t`)
+SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
 	enqueue(t, pgq(pool), letter{2})
 	eventuallyRow(t, pool, "it waits for a slot", `SELECT EXISTS (SELECT FROM oncemore.message WHERE lock > 0 AND entities = '{2}')`)
 	eventuallyRow(t, pool, "an attempt that begins now would end past the horizon",

@@ -54,6 +54,9 @@ func workerProcess(class string) error {
 	if err != nil {
 		return err
 	}
+	if class == "Chime" {
+		return chimeProcess(ctx, pool)
+	}
 	set, err := jobs.NewSet(crashJob(class, pool))
 	if err != nil {
 		return err

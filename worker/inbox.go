@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -57,7 +58,7 @@ func held(running int) int { return 6*running + 100 }
 // receive reads b until ctx ends. It asks for as much as there is room for, and for
 // nothing while there is none.
 func (l *life) receive(ctx context.Context, b *inbox) {
-	all := l.set.Names()
+	all := slices.Sorted(maps.Keys(l.kinds))
 	open := len(all) // types that were asked for last
 	var delivering sync.WaitGroup
 	defer delivering.Wait()

@@ -20,6 +20,7 @@ type line struct {
 	fleet   *grant // what the fleet lets us do; nil: there is no such limit
 	timer   *time.Timer
 	found   bool // full, when it was last asked
+	beside  bool // its tasks take none of the slots
 }
 
 func newLine(own, fleet jobs.Limit) *line {

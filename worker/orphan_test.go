@@ -24,7 +24,7 @@ func TestI1AClaimWhoseAnswerWasLostIsTakenUpByItsOwnWorker(t *testing.T) {
 			}
 			_, err := pool.Exec(t.Context(), `
 INSERT INTO oncemore.claim (fence, owner, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), w.id, now(), 0, 0, 0, 0, t.id, 1, '7', '{"n":7}' FROM oncemore.worker w, oncemore.job_type t`)
+SELECT nextval('oncemore.fence'), w.id, now(), 0, 0, 0, 0, t.id, 1, '7', '{"n":7}' FROM oncemore.worker w, oncemore.job_type t WHERE t.name = 'letter'`)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/worker/plan"
 )
 
 // A planned is what one planning did.
@@ -35,7 +34,7 @@ type planned struct {
 // a fact that is not stale, or a claim.
 func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src jobs.Source) (planned, error) {
 	query, params := src.Query()
-	columns, err := describe(ctx, tx, query)
+	columns, err := plan.Describe(ctx, tx, query)
 	if err != nil {
 		return planned{}, err
 	}
@@ -52,7 +51,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	}
 	runID := arg(r.id)
 	stale := ""
-	if slices.ContainsFunc(columns, named("source_version")) {
+	if columns.Has("source_version") {
 		stale = ` AND coalesce(l.source_version, 0) >= s.source_version`
 	}
 	// The query's entity is computed once: OFFSET 0 keeps the expression from being pulled
@@ -60,13 +59,9 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	// then nothing needs to be told apart. In the joins it keeps the source outermost: each
 	// named entity is looked for by primary key. The planner would rather read all the facts
 	// there are into a hash, which for a few entities of millions takes many times as long.
-	//
-	// Among facts that are there, a source without an order of its own is put into that of the
-	// ledger's key: neighbours in the index stay together, here and when their facts come. With
-	// random keys behind ten million facts it makes work half as fast again.
 	order := `OFFSET 0`
-	if facts && !strings.Contains(strings.ToLower(query), "order by") {
-		order = `ORDER BY 1`
+	if facts {
+		order = plan.Order(query)
 	}
 	done, open, trouble, joins, barrier, todo := `false`, `false`, `NULL::text`, ``, ``, ``
 	if facts {
@@ -93,12 +88,12 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 /* run: plan */
 WITH named AS (
     SELECT s.*, ` + done + ` AS oncemore_done, ` + open + ` AS oncemore_open, ` + trouble + ` AS oncemore_trouble
-    FROM (SELECT coalesce(q.entity::text, '') COLLATE "C" AS entity` + others(columns) + ` FROM (` + query + `
+    FROM (SELECT coalesce(q.entity::text, '') COLLATE "C" AS entity` + columns.Others() + ` FROM (` + query + `
     ) q ` + order + `) s` + joins + barrier + `
 ), numbered AS (
     SELECT s.entity, s.oncemore_done AS done, CASE WHEN s.oncemore_open AND NOT s.oncemore_done THEN coalesce(s.oncemore_trouble, '') END AS open,
            CASE WHEN s.oncemore_done OR s.oncemore_open THEN -1 ELSE nextval('oncemore.plan_item') / ` + arg(child.PackSize) + `::int END AS pack,
-           CASE WHEN NOT (s.oncemore_done OR s.oncemore_open) THEN ` + argsOf(columns) + ` END AS args
+           CASE WHEN NOT (s.oncemore_done OR s.oncemore_open) THEN ` + columns.JSON() + ` END AS args
     FROM named s
 ), packs AS MATERIALIZED (
     SELECT pack >= 0 AS todo, count(*) AS n, count(*) FILTER (WHERE done) AS done,
@@ -142,72 +137,6 @@ WHERE c.job_type = $1 AND c.trouble = 'failed' AND c.owner IS NULL`
 const anythingSQL = `
 SELECT EXISTS (SELECT FROM oncemore.ledger WHERE job_type = $1), EXISTS (SELECT FROM oncemore.claim WHERE job_type = $1)`
 
-// others are the columns that become arguments.
-func others(columns []column) string {
-	var b strings.Builder
-	for _, c := range columns {
-		if c.name != "entity" {
-			b.WriteString(", q." + pgx.Identifier{c.name}.Sanitize())
-		}
-	}
-	return b.String()
-}
-
-// argsOf builds the arguments of a row s: a JSON object of all columns but the entity,
-// put together as text, which takes half the time of row_to_json.
-func argsOf(columns []column) string {
-	var b strings.Builder
-	before := "{"
-	for _, c := range columns {
-		if c.name == "entity" {
-			continue
-		}
-		name, _ := json.Marshal(c.name)
-		value := `to_json(s.` + pgx.Identifier{c.name}.Sanitize() + `)::text`
-		if c.integer { // its text is its JSON, for a third of the price
-			value = `s.` + pgx.Identifier{c.name}.Sanitize() + `::text`
-		}
-		b.WriteString(quoteLiteral(before+string(name)+":") + ` || coalesce(` + value + `, 'null') || `)
-		before = ","
-	}
-	if b.Len() == 0 {
-		return `'{}'`
-	}
-	return b.String() + `'}'`
-}
-
-func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
-
-// A column is one of a source's query.
-type column struct {
-	name    string
-	integer bool
-}
-
-func named(name string) func(column) bool { return func(c column) bool { return c.name == name } }
-
-// describe returns the columns of a query, and refuses one that cannot be a source.
-func describe(ctx context.Context, tx pgx.Tx, query string) ([]column, error) {
-	d, err := tx.Conn().PgConn().Prepare(ctx, "", query, nil)
-	if err != nil {
-		return nil, err
-	}
-	columns := make([]column, len(d.Fields))
-	names := make([]string, len(d.Fields))
-	for i, f := range d.Fields {
-		names[i] = f.Name
-		columns[i].name = f.Name
-		switch f.DataTypeOID {
-		case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:
-			columns[i].integer = true
-		}
-	}
-	if !slices.Contains(names, "entity") {
-		return nil, fmt.Errorf("the query has no column entity, but %s: name what Entity() returns 'entity', as text", strings.Join(names, ", "))
-	}
-	return columns, nil
-}
-
 // checkSources refuses sources whose columns do not decode as their arguments.
 func (w *Worker) checkSources(ctx context.Context, k *kind) error {
 	src := k.Erased.Source
@@ -216,20 +145,18 @@ func (w *Worker) checkSources(ctx context.Context, k *kind) error {
 	}
 	return pgx.BeginTxFunc(ctx, w.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		query, params := src.Query()
-		columns, err := describe(ctx, tx, query)
+		columns, err := plan.Describe(ctx, tx, query)
 		if err != nil {
 			return fmt.Errorf("the source of job %s cannot be used: %w", k.name, err)
 		}
 		var entity, args string
-		err = tx.QueryRow(ctx, `SELECT coalesce(s.entity::text, ''), `+argsOf(columns)+` FROM (`+query+`
+		err = tx.QueryRow(ctx, `SELECT coalesce(s.entity::text, ''), `+columns.JSON()+` FROM (`+query+`
 ) s LIMIT 1`, params...).Scan(&entity, &args)
 		if errors.Is(err, pgx.ErrNoRows) {
 			// No row to try: the names at least must be known.
 			fields := map[string]any{}
-			for _, c := range columns {
-				if c.name != "entity" {
-					fields[c.name] = nil
-				}
+			for _, name := range columns.Arguments() {
+				fields[name] = nil
 			}
 			raw, _ := json.Marshal(fields)
 			if err := k.Erased.Knows(raw); err != nil {
@@ -296,7 +223,7 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 	for i := range c.wants {
 		c.wants[i].Epoch = r.epoch
 	}
-	standings, err := l.ledger.LookIn(ctx, tx, &child.Type, c.wants)
+	standings, err := ledger.LookIn(ctx, tx, &child.Type, c.wants)
 	if err != nil {
 		return p, err
 	}

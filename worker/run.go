@@ -40,7 +40,7 @@ type run struct {
 	age      time.Duration
 	open, failed, inDoubt,
 	notReady int64
-	ended, complete bool
+	ended, complete, cancelled bool
 }
 
 // maxResends is how often in a row the missing of a run are sent again without progress
@@ -49,6 +49,10 @@ const maxResends = 3
 
 // fanOut makes one visit.
 func (l *life) fanOut(it *item) {
+	if it.kind.rerunOf != nil {
+		l.rerun(it)
+		return
+	}
 	ctx := l.begin(it)
 	defer ctx.end()
 	var src jobs.Source
@@ -75,11 +79,11 @@ func (l *life) fanOut(it *item) {
 }
 
 // carrier is the Postgres queue that work of kind k travels through.
-func (l *life) carrier(k *kind) *pgqueue.Queue {
-	if pg, ok := l.queues[k.Queue].(*pgqueue.Queue); ok {
+func (w *Worker) carrier(k *kind) *pgqueue.Queue {
+	if pg, ok := w.queues[k.Queue].(*pgqueue.Queue); ok {
 		return pg
 	}
-	return l.pg
+	return w.pg
 }
 
 // visit looks after the run of it once.
@@ -115,17 +119,43 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 			}
 			return l.planSQL(ctx, tx, r, child, src)
 		}
-		if !r.planned {
+		paused, cancelled, err := wishes(ctx, tx, r.id)
+		if err != nil {
+			return err
+		}
+		switch {
+		case cancelled != "":
+			if err := l.cancelRun(ctx, tx, r, child, cancelled); err != nil {
+				return err
+			}
+		case !r.planned:
 			err = l.planFirst(r, read, plan)
-		} else {
+		default:
 			err = l.follow(ctx, tx, r, child, read, plan)
 		}
 		if err != nil {
 			return err
 		}
+		if paused {
+			// What was planned meanwhile waits with the rest.
+			b := &pgx.Batch{}
+			pgqueue.Hold(b, r.id)
+			if err := tx.SendBatch(ctx, b).Close(); err != nil {
+				return err
+			}
+		}
 		return l.closeVisit(ctx, tx, it, r)
 	})
 	return r, err
+}
+
+// wishes is what operators want of a run.
+func wishes(ctx context.Context, tx pgx.Tx, run int64) (paused bool, cancelled string, err error) {
+	err = tx.QueryRow(ctx, `SELECT paused IS NOT NULL, coalesce(cancelled, '') FROM oncemore.run_control WHERE run = $1`, run).Scan(&paused, &cancelled)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	return paused, cancelled, err
 }
 
 const lockClaimSQL = `/* claim: lock */ SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
@@ -248,7 +278,7 @@ func (l *life) verify(ctx context.Context, tx pgx.Tx, r *run, child *kind) (miss
 	r.open, r.failed, r.inDoubt = 0, 0, 0
 	gapless := true
 	for from := r.verified; from < r.packs && going == 0; from += verifyPacks {
-		rows, err := tx.Query(ctx, verifySQL, r.id, from, from+verifyPacks, child.ID, r.epoch)
+		rows, err := tx.Query(ctx, verifySQL, r.id, child.ID, r.epoch, child.Type.Version, from, from+verifyPacks)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -268,7 +298,7 @@ func (l *life) verify(ctx context.Context, tx pgx.Tx, r *run, child *kind) (miss
 	}
 	if going == 0 && missing+r.failed+r.inDoubt > 0 {
 		// What was sent again is in several packs, and is one entity all the same.
-		err = tx.QueryRow(ctx, distinctSQL, r.id, r.verified, child.ID, r.epoch).Scan(&missing, &r.failed, &r.inDoubt)
+		err = tx.QueryRow(ctx, distinctSQL, r.id, child.ID, r.epoch, child.Type.Version, r.verified).Scan(&missing, &r.failed, &r.inDoubt)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -277,16 +307,27 @@ func (l *life) verify(ctx context.Context, tx pgx.Tx, r *run, child *kind) (miss
 	return missing, going, nil
 }
 
+// A fact satisfies the plan when nothing is open that will replace it: while done work is
+// done again it has both. Where the job type has no claims at all, none is looked for.
+const (
+	satisfiesSQL = `l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 AND coalesce(l.version, 0) >= $4
+          AND CASE WHEN (SELECT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $2)) THEN NOT EXISTS (
+                  SELECT FROM oncemore.claim c WHERE c.job_type = $2 AND c.entity = l.entity
+                  AND (c.epoch > coalesce(l.epoch, 0) OR c.source_version > coalesce(l.source_version, 0)))
+              ELSE true END`
+
+	// An entity of the plan that is not satisfied, and its claim.
+	leftSQL = `
+    LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l WHERE ` + satisfiesSQL + ` OFFSET 0) l ON true
+    LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true`
+)
+
 const distinctSQL = `
 SELECT count(*) FILTER (WHERE NOT e.open), count(*) FILTER (WHERE e.trouble = 'failed'), count(*) FILTER (WHERE e.trouble = 'in_doubt')
 FROM (
     SELECT DISTINCT e.entity, c.entity IS NOT NULL AS open, c.trouble
-    FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
-    LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l
-                       WHERE l.job_type = $3 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $4 OFFSET 0) l ON true
-    LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c
-                       WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
-    WHERE p.run = $1 AND p.pack >= $2 AND l.entity IS NULL
+    FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)` + leftSQL + `
+    WHERE p.run = $1 AND p.pack >= $5 AND l.entity IS NULL
 ) e`
 
 const verifyPacks = 200
@@ -296,18 +337,13 @@ const verifyPacks = 200
 const verifySQL = `
 WITH p AS MATERIALIZED (
     SELECT p.pack, p.entities,
-           cardinality(p.entities) <= (SELECT count(*) FROM unnest(p.entities) AS u(entity)
-                                       CROSS JOIN LATERAL (SELECT FROM oncemore.ledger l
-                                                           WHERE l.job_type = $4 AND l.entity = u.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $5 OFFSET 0) l) AS done
+           cardinality(p.entities) <= (SELECT count(*) FROM unnest(p.entities) AS e(entity)
+                                       CROSS JOIN LATERAL (SELECT FROM oncemore.ledger l WHERE ` + satisfiesSQL + ` OFFSET 0) l) AS done
     FROM oncemore.run_pack p
-    WHERE p.run = $1 AND p.pack >= $2 AND p.pack < $3
+    WHERE p.run = $1 AND p.pack >= $5 AND p.pack < $6
 ), e AS (
     SELECT p.pack, l.entity IS NULL AS missing, c.entity IS NOT NULL AS open, c.trouble
-    FROM p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
-    LEFT JOIN LATERAL (SELECT l.entity FROM oncemore.ledger l
-                       WHERE l.job_type = $4 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $5 OFFSET 0) l ON true
-    LEFT JOIN LATERAL (SELECT c.entity, c.trouble FROM oncemore.claim c
-                       WHERE c.job_type = $4 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
+    FROM p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)` + leftSQL + `
     WHERE NOT p.done
 )
 SELECT p.pack,
@@ -330,7 +366,7 @@ func (l *life) closeVisit(ctx context.Context, tx pgx.Tx, it *item, r *run) erro
 	}
 	outs := []*ledger.Outcome{&o}
 	b := &pgx.Batch{}
-	b.Queue(saveRunSQL, r.id, r.planned, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.open, r.failed, r.inDoubt, r.notReady, r.ended, r.complete)
+	b.Queue(saveRunSQL, r.id, r.planned, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.open, r.failed, r.inDoubt, r.notReady, r.ended, r.complete, r.cancelled)
 	ledger.Settle(b, &it.kind.Type, l.lease.ID, outs)
 	l.pg.SendBatch(b, back...)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
@@ -346,7 +382,7 @@ const saveRunSQL = `
 /* run: save */
 UPDATE oncemore.run
 SET planned_at = CASE WHEN $2 THEN coalesce(planned_at, clock_timestamp()) END, cursor = $3, items = $4, packs = $5, verified = $6,
-    skipped = $7, resent = $8, open = $9, failed = $10, in_doubt = $11, not_ready = $12,
+    skipped = $7, resent = $8, open = $9, failed = $10, in_doubt = $11, not_ready = $12, cancelled = $15,
     ended_at = CASE WHEN $13 THEN clock_timestamp() END, complete = $14
 WHERE id = $1`
 

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/oncemore-jobs/oncemore/jobs"
 )
 
 // slots start work as they free, first come first served. A slot is a goroutine that
@@ -20,6 +22,7 @@ type slots struct {
 	limited  map[*kind]*line // of the types with one
 	turn     int             // the line that was last taken from
 	active   map[*slot]struct{}
+	working  int  // of those that have a task which counts
 	starting bool // a slot has been started and has not taken its first task
 	closed   bool
 	empty    sync.Cond // active became empty
@@ -44,6 +47,16 @@ func (s *slots) limit(k *kind) *line {
 	s.lines, s.limited[k] = append(s.lines, ln), ln
 	ln.timer = time.AfterFunc(time.Hour, s.look)
 	return ln
+}
+
+// beside gives k a line of its own whose tasks take none of the slots that there are: a
+// run must be looked after, paused and cancelled while long work has them all. Call it
+// before the first add.
+func (s *slots) beside(k *kind) {
+	ln := newLine(jobs.Limit{Running: 1}, jobs.Limit{})
+	ln.beside = true
+	s.lines, s.limited[k] = append(s.lines, ln), ln
+	ln.timer = time.AfterFunc(time.Hour, s.look)
 }
 
 // add hands tasks of one kind over.
@@ -73,7 +86,7 @@ func (s *slots) look() {
 // it has taken its first task; so slow work fills all slots at once, and work that is
 // done in a microsecond does not pay for goroutines that find nothing left.
 func (s *slots) start() {
-	if s.starting || s.closed || len(s.active) >= s.max || s.first() == nil {
+	if s.starting || s.closed || s.first() == nil {
 		return
 	}
 	s.starting = true
@@ -88,6 +101,9 @@ func (s *slots) first() *line {
 	for i := range s.lines {
 		n := (s.turn + 1 + i) % len(s.lines)
 		ln := s.lines[n]
+		if s.working >= s.max && !ln.beside {
+			continue
+		}
 		ok, wait := ln.may()
 		if ok {
 			s.turn = n
@@ -120,7 +136,7 @@ func (s *slots) leave(sl *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.active, sl)
-	sl.leaveLine()
+	s.leaveLine(sl)
 	s.start() // a task may have come between the last look and now
 	if len(s.active) == 0 {
 		s.empty.Broadcast()
@@ -133,7 +149,7 @@ func (s *slots) next(sl *slot, first bool) []*item {
 	if first {
 		s.starting = false
 	}
-	sl.leaveLine()
+	s.leaveLine(sl)
 	if s.closed {
 		return nil
 	}
@@ -142,6 +158,9 @@ func (s *slots) next(sl *slot, first bool) []*item {
 		return nil
 	}
 	sl.line = ln
+	if !ln.beside {
+		s.working++
+	}
 	task := ln.pop()
 	s.open(ln)
 	s.start()
@@ -149,8 +168,11 @@ func (s *slots) next(sl *slot, first bool) []*item {
 }
 
 // leaveLine says that its task has ended.
-func (sl *slot) leaveLine() {
+func (s *slots) leaveLine(sl *slot) {
 	if sl.line != nil {
+		if !sl.line.beside {
+			s.working--
+		}
 		sl.line.running--
 		sl.line = nil
 	}
@@ -160,7 +182,7 @@ func (sl *slot) leaveLine() {
 func (s *slots) hungry() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lines[0].items == 0 && len(s.active) < s.max
+	return s.lines[0].items == 0 && s.working < s.max
 }
 
 // full are the kinds of which no more should be received for now; lined is how many items

@@ -126,6 +126,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	if err = l.guard(its, func() error { return body(ctx, guardedTx{tx}, mine) }); err != nil {
 		return err
 	}
+	defer func(began time.Time) { l.tempos.add(first.Run, len(mine), time.Since(began)) }(first.began)
 	first.end.note = ctx.attempt.Noted()
 	// From here on the body's timeout no longer counts: it has succeeded.
 	commit, cancel := context.WithTimeout(l.record, 10*time.Second)

@@ -19,12 +19,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+	"github.com/oncemore-jobs/oncemore/worker/throttle"
 )
 
 // Config is how a worker works. The zero Config is a good beginning.
@@ -40,6 +42,13 @@ type Config struct {
 	Name  string        // in lists of workers; "": host name and process id
 	Log   *slog.Logger  // nil: slog.Default()
 
+	// Throttles are asked before a re-run sends more; any of them can hold it up, and its
+	// history says which did, and why. nil: [throttle.Defaults]; empty but not nil: none.
+	Throttles []throttle.Signal
+
+	// Schedules are declared by this program, see [Schedule].
+	Schedules []Schedule
+
 	// Recheck is how often the done-checks are asked about what is in doubt; 0: 30 s.
 	Recheck time.Duration
 }
@@ -53,10 +62,15 @@ type Worker struct {
 	log    *slog.Logger
 	ledger *ledger.Ledger
 	pg     *pgqueue.Queue // the database's queue "": what carries retries
+	gauge  *throttle.Gauge
 	queues map[string]queue.Queue
 	kinds  map[string]*kind // by type and alias
 
+	declared  []*storedSchedule // of Config.Schedules
+	openRerun func(context.Context, pgx.Tx, Order) (Opened, error)
+
 	stuckGrace time.Duration // how long a body may go on after its context has ended, before it is fenced off
+	rollEvery  time.Duration // how often the statistics are brought up to date
 
 	running atomic.Bool
 	current atomic.Pointer[life]
@@ -86,9 +100,16 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 		return nil, errors.New("worker: Slots, Lease, Grace and Recheck must not be negative")
 	}
 	w := &Worker{pool: pool, set: set, config: c, log: c.Log, ledger: ledger.New(pool),
-		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}, stuckGrace: 5 * time.Second}
+		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}, stuckGrace: 5 * time.Second, rollEvery: time.Minute}
 	for name, q := range c.Queues {
 		w.queues[name] = q
+	}
+	if c.Throttles == nil {
+		c.Throttles = throttle.Defaults()
+	}
+	var err error
+	if w.gauge, err = throttle.NewGauge(pool, 2*time.Second, c.Throttles...); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
 	}
 	if pg, ok := w.queues[""].(*pgqueue.Queue); ok && pg.Name() == "" {
 		w.pg = pg
@@ -98,7 +119,11 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 	if w.queues[""] == nil {
 		w.queues[""] = w.pg
 	}
+	w.openRerun = func(ctx context.Context, tx pgx.Tx, o Order) (Opened, error) { return OpenRerun(ctx, tx, w.pg, o) }
 	if err := w.register(ctx); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	if err := w.checkSchedules(); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	return w, nil
@@ -108,7 +133,8 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 type kind struct {
 	*jobs.Erased
 	ledger.Type
-	name string // of the type; Erased and Type agree on it
+	name    string // of the type; Erased and Type agree on it
+	rerunOf *kind  // whose re-runs its messages carry; nil: it is one of the set's
 }
 
 // register gives every job type its number and checks what only the database can tell.
@@ -140,6 +166,12 @@ func (w *Worker) register(ctx context.Context) error {
 		w.kinds[name] = k
 		for _, alias := range e.Aliases {
 			w.kinds[alias] = k
+		}
+		if e.FanOut != nil {
+			continue // calling it again is its re-run
+		}
+		if err := w.registerRerun(ctx, k); err != nil {
+			return err
 		}
 	}
 	return errors.Join(mistakes...)
@@ -200,6 +232,7 @@ type life struct {
 	claims   map[*kind]*group[*claimRequest]
 	settles  map[*kind]*group[*item]
 	acks     *group[*parcel]
+	tempos   tempos
 	hands    hands
 	suspects sync.Mutex // held while work runs that workers died over again and again: one at a time
 	stopping atomic.Bool
@@ -231,6 +264,9 @@ func (w *Worker) live(ctx context.Context) error {
 					grants[k] = ln
 				}
 			}
+			if k.rerunOf != nil {
+				l.slots.beside(k)
+			}
 			l.claims[k] = newGroup(1, maxGroup, func(rs []*claimRequest) { l.claimAll(k, rs) })
 			l.settles[k] = newGroup(2, maxGroup, func(is []*item) { l.settle(k, is) })
 		}
@@ -248,6 +284,9 @@ func (w *Worker) live(ctx context.Context) error {
 	helpers.Go(func() { l.heartbeats(helping) })
 	helpers.Go(func() { l.watch(helping) })
 	helpers.Go(func() { l.recheck(helping) })
+	helpers.Go(func() { l.keepStatistics(helping) })
+	helpers.Go(func() { l.schedule(helping) })
+	helpers.Go(func() { l.keepTempo(helping) })
 	for k, ln := range grants {
 		helpers.Go(func() { l.keepGrant(helping, k, ln) })
 	}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"os"
+	_ "time/tzdata" // schedules have zones, and a small container has none
 
 	"github.com/oncemore-jobs/oncemore/cmd/oncemore/cli"
 )

@@ -31,6 +31,9 @@ func (o *options) database(ctx context.Context, k kind) (name string, drop func(
 		if o.templates == nil {
 			o.templates = map[kind]string{}
 		}
+		if k == rerunDone {
+			k = burnSequential // the same facts
+		}
 		if template = o.templates[k]; template == "" {
 			if template, err = growLedger(ctx, o, k); err != nil {
 				return "", nil, fmt.Errorf("fill a ledger: %w", err)

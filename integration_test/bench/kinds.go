@@ -21,6 +21,8 @@ const (
 	burnVerified   kind = "burn-down of verifiable jobs"
 	burnSequential kind = "burn-down behind many facts"
 	burnRandom     kind = "burn-down among many facts"
+	burnEffects    kind = "burn-down of one-row effects"
+	rerunDone      kind = "re-run of what is nearly done"
 	burnBusy       kind = "burn-down of 1 ms jobs"
 	insertOne      kind = "enqueue one by one"
 	insertMany     kind = "enqueue in bulk"
@@ -32,11 +34,11 @@ const (
 )
 
 // grown tells whether the ledger holds many facts already.
-func (k kind) grown() bool { return k == burnSequential || k == burnRandom }
+func (k kind) grown() bool { return k == burnSequential || k == burnRandom || k == rerunDone }
 
 // planned tells whether the jobs come from a fan-out over an SQL source.
 func (k kind) planned() bool {
-	return k == burnFanOut || k == burnVerified || k == insertMany || k.grown()
+	return k == burnFanOut || k == burnVerified || k == burnEffects || k == insertMany || k.grown()
 }
 
 // defaults tells whether the workers run as they come.
@@ -88,6 +90,12 @@ func (o *options) jobs(m measurement) int {
 	switch m.kind {
 	case insertOne:
 		return max(o.n/10, 1)
+	case burnEffects:
+		if m.side == peer {
+			return max(o.n/20, 1) // at its rate
+		}
+	case rerunDone:
+		return max(o.facts/10/donePerMissing, 1)
 	case insertMany:
 		if m.side == ours {
 			return 5 * o.n

@@ -93,6 +93,8 @@ func measure(ctx context.Context, o *options, m measurement) (_ sample, err erro
 		return timePickUps(ctx, pool, s)
 	case loopClean, loopHeld:
 		return loop(ctx, o, db, pool, m)
+	case rerunDone:
+		return timeRerun(ctx, o, db, pool, s, m, n)
 	case takeover:
 		return timeTakeover(ctx, o, db, pool, s, m)
 	default:

@@ -55,12 +55,23 @@ func (s *ourSide) prefill(ctx context.Context, k kind, first, n int) error {
 	if !k.planned() {
 		return nil
 	}
+	if k == rerunDone {
+		return s.prefillRerun(ctx, first, n)
+	}
+	if k == burnEffects {
+		if _, err := s.pool.Exec(ctx, makeEffects); err != nil {
+			return err
+		}
+	}
 	// A statement that makes a table takes no parameters of its own.
 	_, err := s.pool.Exec(ctx, makeSource(k), pgx.QueryExecModeSimpleProtocol, first, n)
 	return err
 }
 
 func (s *ourSide) enqueue(ctx context.Context, k kind, n int) error {
+	if k == rerunDone {
+		return s.openRerun(ctx)
+	}
 	if k.planned() {
 		return jobs.Enqueue(ctx, s.queue, all{})
 	}
@@ -102,6 +113,10 @@ func definition(k kind, did func(int64)) jobs.Definition {
 			did(a.ID)
 			return nil
 		}
+	case rerunDone:
+		j.Source = jobs.SQL[job](readSource)
+	case burnEffects:
+		return effects(did)
 	case holding:
 		j.Do = func(ctx context.Context, a job) error {
 			did(a.ID)

@@ -59,7 +59,13 @@ func (s *riverSide) migrate(ctx context.Context) error {
 	return err
 }
 
-func (s *riverSide) prefill(context.Context, kind, int, int) error { return nil }
+func (s *riverSide) prefill(ctx context.Context, k kind, _, _ int) error {
+	if k != burnEffects {
+		return nil
+	}
+	_, err := s.pool.Exec(ctx, makeEffects)
+	return err
+}
 
 func (s *riverSide) enqueue(ctx context.Context, _ kind, n int) error {
 	_, err := s.insertAll(ctx, n)
@@ -107,7 +113,13 @@ func riverConfig(k kind) *river.Config {
 func (s *riverSide) work(ctx context.Context, k kind, did func(int64)) error {
 	config := riverConfig(k)
 	config.Workers = river.NewWorkers()
-	if err := river.AddWorkerSafely(config.Workers, &riverWorker{kind: k, did: did}); err != nil {
+	var err error
+	if k == burnEffects {
+		err = river.AddWorkerSafely(config.Workers, &riverEffects{pool: s.pool, did: did})
+	} else {
+		err = river.AddWorkerSafely(config.Workers, &riverWorker{kind: k, did: did})
+	}
+	if err != nil {
 		return fmt.Errorf("register River's worker: %w", err)
 	}
 	c, err := river.NewClient(riverpgxv5.New(s.pool), config)

@@ -69,11 +69,27 @@ var rows = []row{
 		},
 	},
 	{
+		id: "T3", work: "one-row effects, with their facts", unit: "jobs/s",
+		ours: us(burnEffects), peer: theirs(burnEffects), value: rate, target: timesRiver(30),
+		note: func(o options) string {
+			return fmt.Sprintf("%s jobs from one fan-out that insert a row each, by DoMany, %d of them and their facts in a transaction; River: %s jobs, stored before, that insert the row and complete themselves by JobCompleteTx in a transaction each; its settings for throughput",
+				count(o.n), effectsAtOnce, count(o.jobs(theirs(burnEffects))))
+		},
+	},
+	{
 		id: "T4", work: "work verifiable jobs", unit: "jobs/s",
 		ours: us(burnVerified), peer: theirs(burnSingles), value: rate, target: timesRiver(1.5),
 		note: func(o options) string {
 			return fmt.Sprintf("as T2, but each of the %s jobs is Verifiable(0) with a done-check that says no: a claim is committed before the body runs, and gives way to the fact after it",
 				count(o.n))
+		},
+	},
+	{
+		id: "T5", work: "re-run of what is nearly done, entities/s", unit: "entities/s",
+		ours: us(rerunDone), peer: nobody, value: rate, target: atLeast(500_000, "entities/s"),
+		note: func(o options) string {
+			return fmt.Sprintf("a re-run over an SQL source that names %s entities, of which %s are missing among %s facts; from the start of the worker until the missing have their facts; fails if anything was written to the ledger or the claims but for those",
+				count(o.facts/10), count(o.jobs(us(rerunDone))), count(o.facts))
 		},
 	},
 	{

@@ -7,23 +7,25 @@ import (
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/worker"
 )
 
 // A scenario is some work of one class in one shape, from the first send to its end.
 type scenario struct {
 	shape, class string
 	traits
-	lease   time.Duration   // 0: the usual one
-	slots   int             // of a worker
-	prepare string          // SQL, before anything
-	sends   []queue.Message // at the beginning
-	things  int             // the entities are "1" to this number; each must end as a fact, or in doubt where that may be
-	steps   []step          // what happens on the way
-	done    string          // SQL: true at the end, beside what holds for all; empty: nothing more
-	facts   int             // that an entity may have, one after the other; 0: 1
-	parked  int             // inputs that must be kept aside
-	starts  bool            // faults may also befall what a worker writes when it starts and stops
-	lasts   bool            // and what it writes to keep its lease and its messages
+	lease   time.Duration     // 0: the usual one
+	slots   int               // of a worker
+	prepare string            // SQL, before anything
+	sends   []queue.Message   // at the beginning
+	clocks  []worker.Schedule // that the workers declare
+	things  int               // the entities are "1" to this number; each must end as a fact, or in doubt where that may be
+	steps   []step            // what happens on the way
+	done    string            // SQL: true at the end, beside what holds for all; empty: nothing more
+	facts   int               // that an entity may have, one after the other; 0: 1
+	parked  int               // inputs that must be kept aside
+	starts  bool              // faults may also befall what a worker writes when it starts and stops
+	lasts   bool              // and what it writes to keep its lease and its messages
 }
 
 // A step is taken when the query until is true.
@@ -153,6 +155,7 @@ SELECT nextval('oncemore.fence'), id, '1', 'retrying', 0, 0, 0, 0, 1, '{"n":1}' 
 	add(scenario{shape: "odd", class: "once", slots: 2, sends: []queue.Message{odd}, things: 2, parked: 2})
 	add(scenario{shape: "limited", class: "keyed", slots: 3, sends: pack("keyed", 3), things: 3,
 		traits: traits{policy: jobs.Policy{FleetLimit: jobs.Limit{Running: 1, Rate: 100}}}})
+	add(scheduled)
 	return all, names
 }()
 

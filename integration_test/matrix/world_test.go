@@ -158,6 +158,8 @@ SELECT concat_ws(E'\n',
   (SELECT 'history: ' || string_agg(to_jsonb(l)::text, E'\n  ') FROM oncemore.ledger_history l),
   (SELECT 'attempts: ' || string_agg(to_jsonb(a)::text, E'\n  ') FROM oncemore.attempt a),
   (SELECT 'runs: ' || string_agg(to_jsonb(r)::text, E'\n  ') FROM oncemore.run r),
+  (SELECT 'ticks: ' || string_agg(to_jsonb(k)::text, E'\n  ') FROM oncemore.schedule_tick k),
+  (SELECT 'schedules: ' || string_agg(to_jsonb(s)::text, E'\n  ') FROM oncemore.schedule s),
   (SELECT 'parked: ' || string_agg(to_jsonb(p)::text, E'\n  ') FROM oncemore.parked p),
   (SELECT 'workers: ' || string_agg(to_jsonb(o)::text, E'\n  ') FROM oncemore.worker o),
   (SELECT 'effects outside: ' || string_agg(to_jsonb(o)::text, E'\n  ') FROM outside o),
@@ -249,7 +251,8 @@ func work(ctx context.Context, s *scenario, name, dsn string, effects *pgxpool.P
 	for {
 		w, err := worker.New(ctx, pool, set, worker.Config{
 			Slots: s.slots, Lease: cmp.Or(s.lease, lease), Grace: 100 * time.Millisecond, Recheck: 200 * time.Millisecond, Name: name, Log: log,
-			Queues: map[string]queue.Queue{"": pgqueue.New(pool, "").WithVisibility(visibility)},
+			Queues:    map[string]queue.Queue{"": pgqueue.New(pool, "").WithVisibility(visibility)},
+			Schedules: s.clocks,
 		})
 		if err == nil {
 			if err := w.Run(ctx); err != nil {

@@ -25,6 +25,7 @@ type Options struct {
 	NoPriorities bool          // order has nothing to do with Priority
 	AllTypes     bool          // Receive hands out messages of all types, whatever it is asked for
 	NoReceived   bool          // Received is not counted
+	BasicPlane   bool          // no text may have characters beyond U+FFFF
 	Delay        time.Duration // the shortest delay that the backend can keep; default 200 ms
 }
 

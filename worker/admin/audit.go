@@ -17,7 +17,7 @@ type AuditEntry struct {
 	ID       int64     `json:"id"`
 	At       time.Time `json:"at"` // by the database's clock
 	Actor    string    `json:"actor"`
-	Action   string    `json:"action"`   // resolve | retry | resend | drop | enqueue
+	Action   string    `json:"action"`   // resolve | retry | resend | drop | enqueue | rerun | pause | resume | cancel | rate | stop-all | release | schedule-pause | schedule-resume | schedule-run | schedule-put | schedule-delete
 	Type     string    `json:"job_type"` // empty: of several
 	Entities int64     `json:"entities"` // how many were changed
 	Sample   []string  `json:"sample"`   // the first ten of them

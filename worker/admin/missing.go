@@ -2,34 +2,40 @@ package admin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/worker/plan"
 )
 
 // ErrNoSource says that what is missing of a type cannot be told here.
-var ErrNoSource = errors.New("its source is not known here: workers register the sources that are SQL without parameters, " +
-	"and other sources need a program that has the jobs (cli.Options.Set)")
+var ErrNoSource = plan.ErrNoSource
 
-// MissingList is what [Missing] found.
+// A MissingList is a page of what is missing.
 type MissingList struct {
 	Type     string          `json:"type"`
-	Missing  Count           `json:"missing"` // up to [CountMost] are counted
+	Missing  *Count          `json:"missing,omitempty"` // by [CountMissing]; null: not counted
 	Entities []MissingEntity `json:"entities"`
+	Next     string          `json:"next,omitempty"` // where the next page begins; empty: this is the last one
 }
 
-// Missing lists up to limit entities of a type that its source names and that are neither
-// open nor, as they are now, done. Each query of it may take up to timeout. A source in Go
-// is walked, which takes as long as it takes. The error wraps [ErrNoSource] where there is
-// nothing to ask.
-func Missing(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, name string, limit int, timeout time.Duration) (*MissingList, error) {
+// A MissingEntity is named by the source and neither open nor, as it is now, done.
+type MissingEntity struct {
+	Entity string        `json:"entity"`
+	Reason ledger.Reason `json:"reason"` // missing | stale_source | stale_version
+}
+
+// Missing returns a page of the entities of a type that its source names and that are
+// neither open nor, as they are now, done: in the order of the key, without counting them.
+// Each query of it may take up to timeout. A source in Go is walked until the page is full.
+// The error wraps [ErrNoSource] where there is nothing to ask.
+func Missing(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, name string, p Page, timeout time.Duration) (*MissingList, error) {
 	m := &MissingList{Entities: []MissingEntity{}}
 	var t *Type
 	err := Read(ctx, pool, timeout, func(tx pgx.Tx) (err error) {
@@ -37,79 +43,103 @@ func Missing(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, name string
 			return err
 		}
 		m.Type = t.Name
-		if t.source.InGo() {
+		if t.source.InGo() || p.Limit == 0 {
 			return nil
 		}
-		if m.Missing, err = t.missingCount(ctx, tx, CountMost); err != nil {
-			return err
+		m.Entities, err = t.missingPage(ctx, tx, p.After, p.Limit+1)
+		return err
+	})
+	if err == nil && t.source.InGo() && p.Limit > 0 {
+		err = t.missingInGo(ctx, pool, p.After, timeout, func(found []MissingEntity) bool {
+			m.Entities = append(m.Entities, found...)
+			return len(m.Entities) <= p.Limit
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(m.Entities) > p.Limit {
+		m.Entities = m.Entities[:p.Limit]
+		m.Next = m.Entities[p.Limit-1].Entity
+	}
+	return m, nil
+}
+
+// CountMissing counts what [Missing] lists, up to [CountMost].
+func CountMissing(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, name string, timeout time.Duration) (n Count, err error) {
+	var t *Type
+	err = Read(ctx, pool, timeout, func(tx pgx.Tx) (err error) {
+		if t, err = FindType(ctx, tx, set, name); err == nil && !t.source.InGo() {
+			n, err = t.missingCount(ctx, tx, CountMost)
 		}
-		page, err := t.missingPage(ctx, tx, limit)
-		m.Entities = append(m.Entities, page...)
 		return err
 	})
 	if err == nil && t.source.InGo() {
-		var page []MissingEntity
-		page, m.Missing, err = t.missingInGo(ctx, pool, limit, CountMost)
-		m.Entities = append(m.Entities, page...)
+		n, err = t.missingCountInGo(ctx, pool, timeout, CountMost)
 	}
-	return m, err
+	return n, err
 }
 
-// A MissingEntity is named by the source and neither open nor, as it is now, done.
-type MissingEntity struct {
-	Entity string `json:"entity"`
-	Reason string `json:"reason"` // missing | stale_source | stale_version
-}
-
-// missingSQL names what is missing of a type: without a fact, or with one that is stale,
-// and without a claim. It adds parameters behind those of the source.
+// missingSQL is a sieve that lets through what is missing of a type: what has no fact that
+// satisfies it, and no claim. It adds parameters behind those of the source.
 func (t *Type) missingSQL(ctx context.Context, tx pgx.Tx) (query string, params []any, err error) {
 	if t.Query == "" {
-		return "", nil, ErrNoSource
+		return "", nil, fmt.Errorf("%s: %w", t.Name, ErrNoSource)
 	}
-	d, err := tx.Conn().PgConn().Prepare(ctx, "", t.Query, nil)
+	columns, err := plan.Describe(ctx, tx, t.Query)
 	if err != nil {
-		return "", nil, fmt.Errorf("the source of %s cannot be run: %w", t.Name, err)
+		return "", nil, fmt.Errorf("the source of %s cannot be used: %w", t.Name, err)
 	}
-	sourced := slices.ContainsFunc(d.Fields, func(f pgconn.FieldDescription) bool { return f.Name == "source_version" })
-	params = append(slices.Clone(t.Params), t.ID)
-	jobType := fmt.Sprintf("$%d::int", len(params))
-	is, reason := `l.entity IS NULL`, `CASE WHEN l.entity IS NULL THEN 'missing'`
-	stale := func(name, condition string) {
-		is += ` OR ` + condition
-		reason += ` WHEN ` + condition + ` THEN '` + name + `'`
+	version := `0`
+	if columns.Has("source_version") {
+		version = `coalesce(s.source_version, 0)::bigint`
 	}
-	if sourced {
-		stale("stale_source", `s.source_version > coalesce(l.source_version, 0)`)
-	}
-	if t.Version > 0 {
-		params = append(params, t.Version)
-		stale("stale_version", fmt.Sprintf(`$%d::int > coalesce(l.version, 0)`, len(params)))
-	}
-	return `
-SELECT s.entity::text AS entity, ` + reason + ` END AS reason
-FROM (` + t.Query + `
+	params = append(slices.Clone(t.Params), t.ID, t.Version)
+	jobType := fmt.Sprintf("$%d::int", len(params)-1)
+	return fmt.Sprintf(`
+SELECT s.entity::text COLLATE "C" AS entity, %s AS source_version
+FROM (%s
 ) s
-LEFT JOIN oncemore.ledger l ON l.job_type = ` + jobType + ` AND l.entity = s.entity::text COLLATE "C"
-WHERE (` + is + `)
-AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = ` + jobType + ` AND c.entity = s.entity::text COLLATE "C")`, params, nil
+LEFT JOIN oncemore.ledger l ON l.job_type = %s AND l.entity = s.entity::text COLLATE "C"
+WHERE (l.entity IS NULL OR coalesce(l.source_version, 0) < %[1]s OR coalesce(l.version, 0) < $%[4]d::int)
+AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = %[3]s AND c.entity = s.entity::text COLLATE "C")`,
+		version, t.Query, jobType, len(params)), params, nil
 }
 
-// missingPage returns the first entities that are missing, in the order in which the
-// source names them.
-func (t *Type) missingPage(ctx context.Context, tx pgx.Tx, limit int) ([]MissingEntity, error) {
+// missingPage returns the first entities behind one that are missing, by the key.
+func (t *Type) missingPage(ctx context.Context, tx pgx.Tx, after string, limit int) ([]MissingEntity, error) {
 	query, params, err := t.missingSQL(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := tx.Query(ctx, fmt.Sprintf("%s LIMIT %d", query, limit), params...)
+	params = append(params, after, limit)
+	rows, err := tx.Query(ctx, fmt.Sprintf(`SELECT m.entity, m.source_version FROM (%s AND s.entity::text COLLATE "C" > $%d::text) m ORDER BY m.entity LIMIT $%d`,
+		query, len(params)-1, len(params)), params...)
 	if err == nil {
-		var page []MissingEntity
-		if page, err = pgx.CollectRows(rows, pgx.RowToStructByPos[MissingEntity]); err == nil {
-			return page, nil
+		var wants []ledger.Want
+		wants, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (w ledger.Want, err error) {
+			return w, row.Scan(&w.Entity, &w.SourceVersion)
+		})
+		if err == nil {
+			return t.missingOf(ctx, tx, wants)
 		}
 	}
 	return nil, fmt.Errorf("look for what is missing of %s: %w", t.Name, err)
+}
+
+// missingOf asks the ledger which of the named entities are missing, and why.
+func (t *Type) missingOf(ctx context.Context, tx pgx.Tx, wants []ledger.Want) ([]MissingEntity, error) {
+	standings, err := ledger.LookIn(ctx, tx, &t.Type, wants)
+	if err != nil {
+		return nil, err
+	}
+	found := []MissingEntity{}
+	for i, st := range standings {
+		if st.Open == nil && st.Reason.Run() {
+			found = append(found, MissingEntity{wants[i].Entity, st.Reason})
+		}
+	}
+	return found, nil
 }
 
 // missingCount counts up to most of what is missing.
@@ -125,54 +155,49 @@ func (t *Type) missingCount(ctx context.Context, tx pgx.Tx, most int64) (Count, 
 	return Capped(n, most), nil
 }
 
-const absentSQL = `
-SELECT w.entity, CASE WHEN l.entity IS NULL THEN 'missing' WHEN w.source > coalesce(l.source_version, 0) THEN 'stale_source' ELSE 'stale_version' END
-FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS w(entity, source, n)
-LEFT JOIN oncemore.ledger l ON l.job_type = $1 AND l.entity = w.entity COLLATE "C"
-WHERE (l.entity IS NULL OR w.source > coalesce(l.source_version, 0) OR $4 > coalesce(l.version, 0))
-AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $1 AND c.entity = w.entity COLLATE "C")
-ORDER BY w.n`
+func (t *Type) missingCountInGo(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration, most int64) (Count, error) {
+	n := int64(0)
+	err := t.missingInGo(ctx, pool, "", timeout, func(found []MissingEntity) bool {
+		n += int64(len(found))
+		return n <= most
+	})
+	return Capped(n, most), err
+}
 
-// missingInGo walks a source in Go: it returns a page of what is missing, and counts on
-// up to most. No transaction is held meanwhile, since a source may take its time.
-func (t *Type) missingInGo(ctx context.Context, pool *pgxpool.Pool, limit int, most int64) (page []MissingEntity, n Count, err error) {
-	var entities []string
-	var sources []int64
-	total := int64(0)
-	look := func() error {
-		return Read(ctx, pool, time.Minute, func(tx pgx.Tx) error {
-			rows, err := tx.Query(ctx, absentSQL, t.ID, entities, sources, t.Version)
-			if err != nil {
-				return err
-			}
-			found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[MissingEntity])
-			total += int64(len(found))
-			page = append(page, found[:min(len(found), limit-len(page))]...)
-			entities, sources = entities[:0], sources[:0]
+// missingInGo walks a source in Go behind an entity, and hands on what is missing of it,
+// until more says that it is enough. No transaction is held meanwhile, since a source may
+// take its time.
+func (t *Type) missingInGo(ctx context.Context, pool *pgxpool.Pool, after string, timeout time.Duration, more func([]MissingEntity) bool) error {
+	var wants []ledger.Want
+	look := func() (found []MissingEntity, err error) {
+		err = Read(ctx, pool, timeout, func(tx pgx.Tx) error {
+			found, err = t.missingOf(ctx, tx, wants)
 			return err
 		})
+		wants = wants[:0]
+		return found, err
 	}
-	for a, err := range t.source.Each(ctx, "") {
+	for a, err := range t.source.Each(ctx, after) {
 		if err != nil {
-			return nil, n, fmt.Errorf("the source of %s: %w", t.Name, err)
+			return fmt.Errorf("the source of %s: %w", t.Name, err)
 		}
-		version := int64(0)
+		w := ledger.Want{Entity: a.Entity()}
 		if s, ok := a.(jobs.Sourced); ok {
-			version = s.SourceVersion()
+			w.SourceVersion = s.SourceVersion()
 		}
-		entities, sources = append(entities, a.Entity()), append(sources, version)
-		if len(entities) < 1000 {
+		if wants = append(wants, w); len(wants) < 1000 {
 			continue
 		}
-		if err := look(); err != nil {
-			return nil, n, fmt.Errorf("look for what is missing of %s: %w", t.Name, err)
-		}
-		if total > most {
-			break
+		if found, err := look(); err != nil {
+			return fmt.Errorf("look for what is missing of %s: %w", t.Name, err)
+		} else if !more(found) {
+			return nil
 		}
 	}
-	if err := look(); err != nil {
-		return nil, n, fmt.Errorf("look for what is missing of %s: %w", t.Name, err)
+	found, err := look()
+	if err != nil {
+		return fmt.Errorf("look for what is missing of %s: %w", t.Name, err)
 	}
-	return page, Capped(total, most), nil
+	more(found)
+	return nil
 }

@@ -119,12 +119,16 @@ func ReadStatus(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, o Status
 	if err != nil {
 		return nil, err
 	}
-	s.Types = make([]TypeStatus, len(types))
-	for i, t := range types {
-		s.Types[i] = TypeStatus{Type: t.Name, Effect: t.Declared, Open: opens[t.ID]}
-		if err := readCounts(ctx, pool, t, o, &s.Types[i]); err != nil {
+	s.Types = []TypeStatus{}
+	for _, t := range types {
+		ty := TypeStatus{Type: t.Name, Effect: t.Declared, Open: opens[t.ID]}
+		if t.Internal() && ty.Open.Failed+ty.Open.InDoubt+ty.Open.Stranded == 0 {
+			continue // nobody needs to know of it while it is well
+		}
+		if err := readCounts(ctx, pool, t, o, &ty); err != nil {
 			return nil, err
 		}
+		s.Types = append(s.Types, ty)
 	}
 	s.Runs, err = worker.Runs(ctx, pool, 10)
 	if s.Runs == nil {
@@ -149,7 +153,7 @@ func readCounts(ctx context.Context, pool *pgxpool.Pool, t *Type, o StatusOption
 		into.Unknown = "its source is in Go; 'missing' walks it"
 		return nil
 	case t.source.InGo():
-		_, n, err = t.missingInGo(ctx, pool, 0, CountMost)
+		n, err = t.missingCountInGo(ctx, pool, time.Minute, CountMost)
 	default:
 		err = Read(ctx, pool, readTime, func(tx pgx.Tx) (err error) {
 			n, err = t.missingCount(ctx, tx, CountMost)

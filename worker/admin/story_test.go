@@ -50,7 +50,7 @@ func TestAStoryTellsAllThatHappenedInOrder(t *testing.T) {
 		(1, 'zoe', 'retry', 'payment', '{8}', 'not ours', ''), (1, 'zoe', 'retry', 'other', '{7}', 'not ours', '')`)
 	s.fail(pays, anna, ledger.Unclear, "net.OpError", "connection reset\nby peer", "7")
 	s.ok(pgx.BeginFunc(t.Context(), s.pool, func(tx pgx.Tx) error {
-		st, err := s.LookIn(t.Context(), tx, pays, []ledger.Want{{Entity: "7"}})
+		st, err := ledger.LookIn(t.Context(), tx, pays, []ledger.Want{{Entity: "7"}})
 		s.ok(err)
 		return ledger.Resolve(t.Context(), tx, pays, st[0].Open, ledger.Verdict{Evidence: ledger.ByOperator, By: "zoe", Why: "is not on the statement"})
 	}))

@@ -29,7 +29,12 @@ type Type struct {
 
 	keyType string      // what effect keys are made of; empty: not known
 	source  jobs.Source // in Go, or in SQL as Query
+	decode  func(entity string, raw []byte) (jobs.Input, error)
 }
+
+// Internal tells whether the type is not the application's, but carries the framework's own
+// work, such as the visits of re-runs.
+func (t *Type) Internal() bool { return strings.HasPrefix(t.Name, jobs.ReservedPrefix) }
 
 // EffectKey is what a provider was given for the entity in an epoch; empty where it
 // cannot be known, because the type was renamed and the application's set is not at hand.
@@ -79,7 +84,7 @@ func (t *Type) complete(set *jobs.Set) {
 	if e, ok := set.Lookup(t.Name); ok {
 		t.Set = true
 		t.Type = ledger.Type{ID: t.ID, Name: t.Name, Effect: e.Effect, Version: e.Version, Timeout: e.Timeout, Checked: e.Done != nil}
-		t.source, t.keyType = e.Source, e.KeyType
+		t.source, t.keyType, t.decode = e.Source, e.KeyType, e.Decode
 		t.Query, t.Params = e.Source.Query()
 	}
 }
@@ -121,7 +126,9 @@ func FindType(ctx context.Context, tx pgx.Tx, set *jobs.Set, name string) (*Type
 		if slices.Contains(t.Names, name) {
 			return t, nil
 		}
-		names = append(names, t.Name)
+		if !t.Internal() {
+			names = append(names, t.Name)
+		}
 	}
 	if names == nil {
 		return nil, fmt.Errorf("%q: %w, nor any other", name, ErrNoType)

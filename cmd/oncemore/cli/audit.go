@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,11 +17,11 @@ func (p *program) auditCommand() *cobra.Command {
 	var window windowFlags
 	flags := cmd.Flags()
 	flags.StringVar(&f.Type, "type", "", "acts on this job `type`")
-	flags.StringVar(&f.Action, "action", "", "acts of this `kind`: resolve, retry, resend, drop or enqueue")
+	flags.StringVar(&f.Action, "action", "", "acts of this `kind`: "+strings.Join(acts, ", "))
 	flags.StringVar(&f.Actor, "actor", "", "acts of this `person`")
 	window.add(cmd, "acts")
 	flags.IntVar(&f.Limit, "limit", 50, "how many to list")
-	_ = cmd.RegisterFlagCompletionFunc("action", cobra.FixedCompletions([]string{"resolve", "retry", "resend", "drop", "enqueue"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("action", cobra.FixedCompletions(acts, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) (err error) {
 		if f.Limit <= 0 {
 			return usageError("--limit must be positive")
@@ -41,6 +42,9 @@ func (p *program) auditCommand() *cobra.Command {
 	})
 	return cmd
 }
+
+// acts are the kinds of them.
+var acts = []string{"resolve", "retry", "resend", "drop", "enqueue", "rerun", "pause", "resume", "cancel", "rate", "stop-all", "release"}
 
 func writeAudit(cmd *cobra.Command, output string, entries []admin.AuditEntry) error {
 	out := cmd.OutOrStdout()

@@ -61,7 +61,7 @@ Exit codes:
   1    an error; what was to be changed is as it was
   2    wrong usage; nothing was done
   3    done, but some of it failed or was left alone; of 'status --check' and
-       'doctor': somebody must act
+       'doctor': somebody must act; of who watches a run: it is not complete
   4    something is still missing or open (status --check)
   130  interrupted`
 
@@ -70,6 +70,8 @@ const (
 	exitError  = 1 // also after an interrupt, where a failure says so
 	exitPartly = 3 // done, but some of it failed or was left alone
 	exitUndone = 4 // looked at, and not all is done
+
+	exitInterrupted = 130
 )
 
 // New returns the root command. Run it with [Execute], or add its commands to another.
@@ -88,10 +90,11 @@ func (p *program) root() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().StringVar(&p.databaseURL, "database-url", "", "PostgreSQL `URL` (default: DATABASE_URL, then PG* variables)")
-	root.AddCommand(p.statusCommand(), p.missingCommand(), p.migrateCommand(), devCommand(),
+	root.AddCommand(p.statusCommand(), p.missingCommand(), p.statsCommand(), p.migrateCommand(), devCommand(),
 		demoCommand(), demoWorkerCommand(), demoSMTPCommand())
 	root.AddCommand(p.failuresCommand(), p.strandedCommand(), p.parkedCommand(), p.disputedCommand(), p.ledgerCommand(), p.doctorCommand())
-	root.AddCommand(p.doubtCommand(), p.retryCommand(), p.enqueueCommand(), p.workCommand(), p.auditCommand())
+	root.AddCommand(p.doubtCommand(), p.retryCommand(), p.enqueueCommand(), p.workCommand(), p.schedulesCommand(), p.auditCommand())
+	root.AddCommand(p.rerunCommand(), p.runsCommand())
 	return root
 }
 
@@ -138,7 +141,7 @@ func Execute(root *cobra.Command) int {
 		return f.code
 	case ctx.Err() != nil && f.code != exitError:
 		fmt.Fprintln(root.ErrOrStderr(), "Interrupted.")
-		return 130
+		return exitInterrupted
 	case called:
 		fmt.Fprintln(root.ErrOrStderr(), "Error:", strings.TrimRight(err.Error(), "\n"))
 		return 1

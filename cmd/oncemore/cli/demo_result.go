@@ -119,11 +119,11 @@ func (d *demo) count(ctx context.Context) (*demoResult, error) {
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)
 	}
-	missing, err := admin.Missing(ctx, d.db, nil, invitations.SendEventEmailToInvitee{}.JobType(), 0, 10*time.Second)
+	missing, err := admin.CountMissing(ctx, d.db, nil, invitations.SendEventEmailToInvitee{}.JobType(), 10*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)
 	}
-	r.Missing = missing.Missing.N
+	r.Missing = missing.N
 	mail, err := smtpd.Control{URL: d.smtp.Control}.Stats(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)

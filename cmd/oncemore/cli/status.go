@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/worker"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
@@ -116,7 +117,7 @@ func writeStatus(cmd *cobra.Command, s *admin.Status) error {
 		t.row("")
 		t.row("RUN", "OF", "STATE", "STARTED", "DONE", "OPEN", "FAILED", "IN DOUBT", "MISSING", "SKIPPED AS DONE")
 		for _, r := range s.Runs {
-			t.row(fmt.Sprint(r.ID), cell(r.ParentType+" "+r.ParentEntity, narrow), runState(r), ago(s.Now, r.StartedAt),
+			t.row(fmt.Sprint(r.ID), cell(runParent(r), narrow), runState(r), ago(s.Now, r.StartedAt),
 				thousands(r.Done)+" of "+thousands(r.Items), thousands(r.Open), thousands(r.Failed), thousands(r.InDoubt), thousands(r.Missing), thousands(r.Skipped))
 		}
 	}
@@ -140,6 +141,14 @@ func workerState(w admin.WorkerStatus, now time.Time) string {
 		return "lease lapsed"
 	}
 	return "living"
+}
+
+// runParent tells what a run is of: what carries a re-run is of no interest.
+func runParent(r worker.RunStatus) string {
+	if strings.HasPrefix(r.ParentType, jobs.ReservedPrefix) {
+		return "re-run of " + r.JobType
+	}
+	return r.ParentType + " " + r.ParentEntity
 }
 
 func runState(r worker.RunStatus) string {

@@ -1,0 +1,77 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/oncemore-jobs/oncemore/worker"
+	"github.com/oncemore-jobs/oncemore/worker/admin"
+)
+
+// Call asks for a re-run, as an operator does.
+func (s *Stage) Call(ctx context.Context, o worker.Order) (run int64, err error) {
+	r, err := s.Operator().Rerun(ctx, o)
+	if err != nil {
+		return 0, err
+	}
+	return r.Run, nil
+}
+
+// AwaitRun returns when a run has ended, and tells of it.
+func (s *Stage) AwaitRun(ctx context.Context, run int64) error {
+	if err := s.Await(ctx, fmt.Sprintf("run %d has ended", run), `SELECT ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, run); err != nil {
+		return err
+	}
+	var items, failed, skipped int64
+	var took time.Duration
+	err := s.DB.QueryRow(ctx, `SELECT items, failed, skipped, ended_at - started_at FROM oncemore.run WHERE id = $1`, run).Scan(&items, &failed, &skipped, &took)
+	if err != nil {
+		return fmt.Errorf("read run %d: %w", run, err)
+	}
+	s.Say("Run %d has ended after %.1fs: %d were planned and %d skipped as done; %d failed.", run, took.Seconds(), items, skipped, failed)
+	return nil
+}
+
+// KillBusy kills, with -9, the first of the living workers that is seen in the middle of a
+// transaction whose last statement has the given name. It gives up when the run has ended.
+func (s *Stage) KillBusy(ctx context.Context, run int64, statement string) (*Process, error) {
+	for {
+		for _, p := range s.Living() {
+			// Frozen, it cannot commit between our look and the kill.
+			if err := syscall.Kill(p.Pid(), syscall.SIGSTOP); err != nil {
+				return nil, fmt.Errorf("freeze %s: %w", p.Name, os.NewSyscallError("kill", err))
+			}
+			open, err := s.Int(ctx, busySQL, p.Name, "%/* "+statement+" */%")
+			if err == nil && open == 0 {
+				err = syscall.Kill(p.Pid(), syscall.SIGCONT)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("look whether %s is busy: %w", p.Name, err)
+			}
+			if open > 0 {
+				s.Say("kill -9: %s dies over %d open transactions, which Postgres rolls back.", p.Name, open)
+				return p, p.Kill()
+			}
+		}
+		over, err := s.Int(ctx, `SELECT count(*) FROM oncemore.run WHERE id = $1 AND ended_at IS NOT NULL`, run)
+		if err != nil {
+			return nil, err
+		} else if over > 0 {
+			return nil, errors.New("the run has ended before a worker could be killed over it")
+		}
+		if err := s.pause(ctx); err != nil {
+			return nil, fmt.Errorf("%w; it was waiting until a worker is busy", err)
+		}
+	}
+}
+
+// Operator acts in the plays.
+func (s *Stage) Operator() *admin.Operator { return &admin.Operator{Pool: s.DB, Actor: "anna"} }
+
+const busySQL = `
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = $1 AND backend_xid IS NOT NULL AND query LIKE $2`

@@ -1,0 +1,134 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+)
+
+// What operators want of runs, while they go on. Each of these writes, in the caller's
+// transaction, what is wanted, and has the run's next visit come at once; the visit does
+// it. A visit that is under way is not waited for.
+
+// Errors of [PauseRun] and its siblings.
+var (
+	ErrNoRun    = errors.New("there is no such run")
+	ErrRunEnded = errors.New("the run has ended")
+)
+
+// PauseRun has no more of the run begin: nothing is sent, and what is sent and not yet
+// being worked is held back. What is being worked goes on to its end.
+func PauseRun(ctx context.Context, tx pgx.Tx, run int64, why string) error {
+	return control(ctx, tx, run, func(b *pgx.Batch) {
+		b.Queue(wantSQL+`paused = $2`+ofRun, run, why)
+		pgqueue.Hold(b, run)
+		tell(b, run, "paused", why)
+	})
+}
+
+// ResumeRun ends a pause, also one that a canary made, whose remaining entities then follow.
+func ResumeRun(ctx context.Context, tx pgx.Tx, run int64) error {
+	return control(ctx, tx, run, func(b *pgx.Batch) {
+		b.Queue(wantSQL+`paused = NULL, canary = 0`+ofRun, run)
+		pgqueue.Unhold(b, run)
+		tell(b, run, "resumed", "")
+	})
+}
+
+// CancelRun ends the run: what has not begun of it is taken back, and is missing again, or
+// failed again, as before. What is being worked, and what waits for another attempt, goes on.
+func CancelRun(ctx context.Context, tx pgx.Tx, run int64, why string) error {
+	return control(ctx, tx, run, func(b *pgx.Batch) {
+		b.Queue(wantSQL+`cancelled = $2`+ofRun, run, why)
+		pgqueue.Hold(b, run)
+	})
+}
+
+// SetRate changes how many entities the run sends in a second; 0 is as many as the
+// database bears. A fan-out sends all it plans at once and has no rate: limit its job type.
+func SetRate(ctx context.Context, tx pgx.Tx, run int64, rate float64) error {
+	if rate < 0 {
+		return errors.New("the rate of a run must not be negative")
+	}
+	return control(ctx, tx, run, func(b *pgx.Batch) {
+		b.Queue(wantSQL+`rate = $2`+ofRun, run, rate)
+		detail := "as fast as the database bears it"
+		if rate > 0 {
+			detail = strconv.FormatFloat(rate, 'g', -1, 64) + " a second"
+		}
+		tell(b, run, "rate", detail)
+	})
+}
+
+const (
+	controlRowSQL = `/* run: want something */ INSERT INTO oncemore.run_control (run) VALUES ($1) ON CONFLICT (run) DO NOTHING`
+
+	// What is wanted is put between.
+	wantSQL = `/* run: want */ UPDATE oncemore.run_control SET `
+	ofRun   = ` WHERE run = $1`
+
+	// The claim that waits with the carrier, and then its message. A visit that is under way
+	// has the claim locked, and is passed by.
+	wakeRunSQL = `
+/* run: wake */
+WITH r AS MATERIALIZED (
+    SELECT r.parent_type, r.parent_entity FROM oncemore.run r WHERE r.id = $1
+), c AS MATERIALIZED (
+    SELECT c.ctid AS tid FROM r JOIN oncemore.claim c ON c.job_type = r.parent_type AND c.entity = r.parent_entity
+    WHERE c.owner IS NULL AND c.trouble = 'retrying' FOR UPDATE OF c SKIP LOCKED
+), due AS (
+    UPDATE oncemore.claim SET not_before = NULL, fence = nextval('oncemore.fence') WHERE ctid = ANY (ARRAY(SELECT c.tid FROM c)) RETURNING job_type
+)
+UPDATE oncemore.message m SET visible_at = now()
+FROM r JOIN oncemore.job_type t ON t.id = r.parent_type
+WHERE m.type = t.name AND m.entities = ARRAY[r.parent_entity] AND m.lock = 0 AND EXISTS (SELECT FROM due)`
+)
+
+func control(ctx context.Context, tx pgx.Tx, run int64, want func(*pgx.Batch)) error {
+	var ended bool
+	err := tx.QueryRow(ctx, `SELECT ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, run).Scan(&ended)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("run %d: %w", run, ErrNoRun)
+	case err != nil:
+		return fmt.Errorf("look for run %d: %w", run, err)
+	case ended:
+		return fmt.Errorf("run %d: %w", run, ErrRunEnded)
+	}
+	b := &pgx.Batch{}
+	b.Queue(controlRowSQL, run)
+	want(b)
+	b.Queue(wakeRunSQL, run)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("control run %d: %w", run, err)
+	}
+	return nil
+}
+
+// SetBrake is the kill switch: re-runs of a job type, or all of them (""), send nothing
+// more until [ReleaseBrake].
+func SetBrake(ctx context.Context, tx pgx.Tx, jobType, why, actor string) error {
+	_, err := tx.Exec(ctx, setBrakeSQL, jobType, why, actor)
+	if err != nil {
+		return fmt.Errorf("stop runs: %w", err)
+	}
+	return nil
+}
+
+// ReleaseBrake ends what SetBrake began for the same job type. It is no error if nothing was.
+func ReleaseBrake(ctx context.Context, tx pgx.Tx, jobType string) error {
+	if _, err := tx.Exec(ctx, `/* run: release */ DELETE FROM oncemore.brake WHERE scope = $1`, jobType); err != nil {
+		return fmt.Errorf("let runs go on: %w", err)
+	}
+	return nil
+}
+
+const setBrakeSQL = `
+/* run: stop all */
+INSERT INTO oncemore.brake AS b (scope, reason, actor) VALUES ($1, $2, $3)
+ON CONFLICT (scope) DO UPDATE SET reason = excluded.reason, actor = excluded.actor, at = clock_timestamp()`
