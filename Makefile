@@ -4,7 +4,7 @@
 .PHONY: help setup demo examples proof-backfill test test-full mutants fuzz soak lint bench
 
 help: ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## install the PostgreSQL server binaries, if there are none
 	@.ci/setup
@@ -29,11 +29,14 @@ fuzz: ## random input for everything that is decoded (FUZZ=20s for each)
 		queue:FuzzCheckNameTakesExactlyWhatCanBeAKey queue:FuzzCheckTakesExactlyWhatIsWithinTheLimits \
 		queue/pgqueue:FuzzDecodeItems queue/pgqueue:FuzzAReceiptIsReadAsItWasWrittenAndNothingElseNamesALock \
 		queue/pgqueue:FuzzARowIsTheSameDeliveryInBothFormats queue/pgqueue:FuzzAMessageArrivesAsItWasSent \
-		ledger:FuzzSanitizeMakesTextThatPostgresTakes; do \
+		ledger:FuzzSanitizeMakesTextThatPostgresTakes jobs/cron:FuzzASpecIsRefusedOrComesLaterAndLater; do \
 		go test ./$${t%%:*} -run '^$$' -fuzz "^$${t##*:}\$$" -fuzztime $(or $(FUZZ),20s) -parallel 2 || exit 1; done
 
 soak: setup ## kill, freeze and cut off workers for a while (SOAK=10m), then count what was lost or doubled
 	@go run ./integration_test/soak -for $(or $(SOAK),10m) $(ARGS)
+
+proof-backfill: setup ## a million rows of a live table, through kills, pauses, a held snapshot and a lagging standby: each once (SEED=n)
+	@go run ./integration_test/backfill $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@.ci/lint

@@ -90,12 +90,16 @@ const (
 	renewSQL = `/* lease: renew */ UPDATE oncemore.worker SET expires = clock_timestamp() + $2::interval WHERE id = $1 AND dead_at IS NULL`
 	leaveSQL = `/* lease: leave */ UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'stopped' WHERE id = $1 AND dead_at IS NULL`
 
-	// Committed by itself, before anything is taken over.
+	// Committed by itself, before anything is taken over. It may be executed long after it was
+	// sent, by a server that stood still meanwhile, in whose eyes every lease has lapsed then:
+	// so it declares nothing unless our own renewal is quite fresh when it is executed.
 	declareSQL = `
 /* lease: declare dead */
 UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'lapsed'
 WHERE id = ANY (ARRAY(SELECT w.id FROM oncemore.worker w
-                      WHERE w.dead_at IS NULL AND w.expires < clock_timestamp() AND w.id <> $1 ORDER BY w.id FOR UPDATE SKIP LOCKED))
+                      WHERE w.dead_at IS NULL AND w.expires < clock_timestamp() AND w.id <> $1
+                      AND EXISTS (SELECT FROM oncemore.worker me WHERE me.id = $1 AND me.dead_at IS NULL AND me.expires > clock_timestamp() + $2::interval)
+                      ORDER BY w.id FOR UPDATE OF w SKIP LOCKED))
   AND dead_at IS NULL AND expires < clock_timestamp()
 RETURNING id, name`
 )
@@ -219,7 +223,7 @@ func (s *Lease) lose(why string) {
 func (s *Lease) declare() {
 	ctx, cancel := context.WithTimeout(s.ctx, s.length/5)
 	defer cancel()
-	rows, err := s.conn.Query(ctx, declareSQL, s.ID)
+	rows, err := s.conn.Query(ctx, declareSQL, s.ID, s.length*3/5)
 	if err != nil {
 		return
 	}

@@ -223,9 +223,32 @@ func TestAfterAnOutageNobodyIsDeclaredDeadAtOnce(t *testing.T) {
 	w.want("dead itself", w.dead(s.ID), false)
 }
 
+// The server stood still between being asked and answering: every lease has lapsed by its
+// clock, also those of workers that are well and could not renew.
+func TestADeclarationThatIsExecutedLateDeclaresNobodyDead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, ledger.Once)
+	crashed := w.crashed()
+	declarer := value[int64](w, `INSERT INTO oncemore.worker (name, expires) VALUES ('w', clock_timestamp() + interval '1 minute') RETURNING id`)
+	for _, c := range []struct {
+		fresh time.Duration // our own lease must go on for longer
+		dies  bool
+	}{{time.Hour, false}, {30 * time.Second, true}} {
+		_, err := w.pool.Exec(t.Context(), ledger.DeclareSQL, declarer, c.fresh)
+		w.ok(err)
+		w.want("dead", w.dead(crashed), c.dies)
+	}
+	other := w.crashed()
+	w.die(declarer)
+	_, err := w.pool.Exec(t.Context(), ledger.DeclareSQL, declarer, time.Second)
+	w.ok(err)
+	w.want("declared dead by the dead", w.dead(other), false)
+}
+
 func TestOfALateRenewalAndADeclarationExactlyOneHappens(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, ledger.Once)
+	declarer := w.worker()
 	renewals := 0
 	for range 100 {
 		id := w.crashed()
@@ -239,7 +262,7 @@ func TestOfALateRenewalAndADeclarationExactlyOneHappens(t *testing.T) {
 			renewed = tag.RowsAffected()
 		})
 		wg.Go(func() {
-			tag, err := w.pool.Exec(t.Context(), ledger.DeclareSQL, 0)
+			tag, err := w.pool.Exec(t.Context(), ledger.DeclareSQL, declarer, time.Duration(0))
 			if err != nil {
 				t.Error(err)
 			}

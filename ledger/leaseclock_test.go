@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -129,7 +128,9 @@ func (s *leaseServer) execute(b *pgproto3.Backend, sql string) {
 		b.Send(&pgproto3.DataRow{Values: [][]byte{[]byte("1")}})
 		tag = "INSERT 0 1"
 	case strings.Contains(sql, "lapsed"):
-		s.declared = append(s.declared, now)
+		if s.expires.Sub(now) > lease*3/5 { // else it declares nothing
+			s.declared = append(s.declared, now)
+		}
 	case strings.Contains(sql, "stopped"):
 		s.dead = true
 	case !s.dead:
@@ -244,12 +245,7 @@ func TestAWorkerThatWasDeclaredDeadLearnsItAtItsNextRenewal(t *testing.T) {
 // expired: nobody can have declared it dead. And whenever it looks for the dead, it has
 // itself renewed for one length without a gap.
 func TestI9WhateverTheServerDoesAWorkerStopsBeforeItsLeaseExpires(t *testing.T) {
-	// The same trouble every time, unless a seed or the full run is asked for: some seeds
-	// (4575984858672397357) find a gap before a look for the dead that is not understood yet.
-	s0 := uint64(1)
-	if os.Getenv("ONCEMORE_FULL") != "" || os.Getenv("ONCEMORE_SEED") != "" {
-		s0 = seed(t)
-	}
+	s0 := seed(t)
 	lives, looks, most := 0, 0, 30
 	for n := range most {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {

@@ -19,7 +19,7 @@ CREATE TABLE oncemore.schedule (
     declared_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     paused       text,                               -- why; NULL: it is not
     error        text,                               -- why it is not ticked; looked at again each minute
-    cursor       timestamptz NOT NULL DEFAULT clock_timestamp(), -- every tick until here is decided
+    cursor       timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (isfinite(cursor)), -- every tick until here is decided
     last_started timestamptz,                        -- the tick that was started last
     next_at      timestamptz NOT NULL DEFAULT '-infinity' -- nothing is to be done before
 ) WITH (fillfactor = 50);

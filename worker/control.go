@@ -34,7 +34,7 @@ func PauseRun(ctx context.Context, tx pgx.Tx, run int64, why string) error {
 // ResumeRun ends a pause, also one that a canary made, whose remaining entities then follow.
 func ResumeRun(ctx context.Context, tx pgx.Tx, run int64) error {
 	return control(ctx, tx, run, func(b *pgx.Batch) {
-		b.Queue(wantSQL+`paused = NULL, canary = 0`+ofRun, run)
+		b.Queue(wantSQL+`paused = NULL, canary = CASE WHEN paused LIKE 'canary: %' THEN 0 ELSE canary END`+ofRun, run)
 		pgqueue.Unhold(b, run)
 		tell(b, run, "resumed", "")
 	})

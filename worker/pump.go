@@ -55,14 +55,14 @@ func (l *life) pump(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, hold 
 	case hold != "":
 		r.waits, r.wait = hold, heldEvery
 	case r.slow(child):
-		r.waits, r.wait = fmt.Sprintf("a batch of %d takes %s: the database is slow", r.batch, r.took.mean().Round(time.Millisecond)), heldEvery
+		r.waits, r.wait = fmt.Sprintf("%s: a batch of %d takes %s", itIsSlow, r.batch, r.took.mean().Round(time.Millisecond)), heldEvery
 	default:
 		r.waits, r.wait = "", pumpEvery
 		if err := l.push(ctx, tx, b, r, child, onTheWay); err != nil {
 			return err
 		}
 	}
-	if r.waits != before {
+	if cause(r.waits) != cause(before) { // the history need not have each second of an old transaction
 		if r.waits != "" {
 			tell(b, r.id, "waiting", r.waits)
 		} else {
@@ -70,6 +70,14 @@ func (l *life) pump(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, hold 
 		}
 	}
 	return tx.SendBatch(ctx, b).Close()
+}
+
+const itIsSlow = "the database is slow"
+
+// cause is the beginning of why a run waits: what follows has the numbers of the moment.
+func cause(waits string) string {
+	what, _, _ := strings.Cut(waits, ":")
+	return what
 }
 
 // push sends as much as may be on its way now.
@@ -212,6 +220,9 @@ func (r *rerun) tune(b *pgx.Batch, child *kind) {
 		fits = int(targetBatch / perItem)
 	}
 	size := min(max(fits, leastBatch), r.batch+r.batch/5+1, queue.MaxItems)
+	if r.took.mean() <= targetBatch {
+		size = max(size, r.batch) // one that was small, for want of items or of rate, costs more for each of them
+	}
 	if d := size - r.batch; d < -r.batch/10 || d > 0 {
 		if d < 0 || size >= 2*r.batch {
 			tell(b, r.id, "batch", fmt.Sprintf("%d entities at once instead of %d: a batch took %s", size, r.batch, r.took.mean().Round(time.Millisecond)))
@@ -226,7 +237,7 @@ func (r *rerun) slow(child *kind) bool {
 	if child.Erased.DoMany == nil || r.batch > leastBatch || r.idle > tryAfter {
 		return false
 	}
-	return r.took.batches > 0 && r.took.mean() > slowBatch || r.took.batches == 0 && strings.HasSuffix(r.waits, "the database is slow")
+	return r.took.batches > 0 && r.took.mean() > slowBatch || r.took.batches == 0 && cause(r.waits) == itIsSlow
 }
 
 // judgeCanary looks how the first entities fared, once all of them have been tried.

@@ -350,14 +350,8 @@ func (l *life) planRerun(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, 
 	if err == nil && !r.planned {
 		r.cursor = chunk.After
 	}
-	if err == nil && r.planned {
-		err = s.FromOpen(ctx, tx, func(entities []string) ([]string, error) {
-			rows, err := tx.Query(ctx, plannedSQL, r.id, entities)
-			if err != nil {
-				return nil, err
-			}
-			return pgx.CollectRows(rows, pgx.RowTo[string])
-		})
+	if err == nil && chunk == nil {
+		err = s.FromOpen(ctx, tx)
 	}
 	if err == nil {
 		err = seal.close(ctx)
@@ -367,10 +361,6 @@ func (l *life) planRerun(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, 
 	r.open = r.items
 	return err
 }
-
-const plannedSQL = `
-SELECT DISTINCT e.entity FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity)
-WHERE p.run = $1 AND e.entity = ANY ($2::text[])`
 
 // sealing stores the items of a plan in packs.
 type sealing struct {

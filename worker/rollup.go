@@ -93,7 +93,11 @@ const (
 func rollupDue(ctx context.Context, pool *pgxpool.Pool, closed *time.Time) (bool, error) {
 	var now time.Time
 	var at *time.Time
-	if err := pool.QueryRow(ctx, `SELECT now(), closed FROM oncemore.completions_watermark`).Scan(&now, &at); err != nil {
+	err := pool.QueryRow(ctx, `SELECT now(), closed FROM oncemore.completions_watermark`).Scan(&now, &at)
+	if errors.Is(err, pgx.ErrNoRows) { // somebody has deleted it: then nothing is summed
+		_, err = pool.Exec(ctx, rollupBeginSQL)
+		return true, err
+	} else if err != nil {
 		return false, err
 	}
 	*closed = orZero(at)
@@ -133,7 +137,7 @@ func (s *rollupStep) take(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	timeout := time.Minute
-	if s.size == 1 {
+	if s.size <= 1 {
 		timeout = 10 * time.Minute // there is no smaller step
 	}
 	if _, err := tx.Exec(ctx, `SELECT set_config('statement_timeout', $1, true), set_config('jit', 'off', true)`, strconv.FormatInt(timeout.Milliseconds(), 10)); err != nil {
@@ -153,8 +157,7 @@ func (s *rollupStep) bound(ctx context.Context, tx pgx.Tx, from time.Time) (to t
 	if from.IsZero() {
 		// No fact is older than the schema, so next to nothing is read up to there. (To search
 		// the oldest one would be to read the whole ledger.)
-		s.size = 1
-		err = tx.QueryRow(ctx, rollupBeginSQL).Scan(&to)
+		err = tx.QueryRow(ctx, schemaBeginSQL).Scan(&to)
 		if to = floorQuarter(to); to.After(s.limit) {
 			to = s.limit
 		}
@@ -162,7 +165,7 @@ func (s *rollupStep) bound(ctx context.Context, tx pgx.Tx, from time.Time) (to t
 	}
 	behind := int(s.limit.Sub(from) / quarter)
 	if s.size == 0 {
-		s.size = max(4, behind/256)
+		s.size = max(96, behind/256)
 	}
 	s.size = min(s.size, behind)
 	return from.Add(time.Duration(s.size) * quarter), nil
@@ -207,8 +210,10 @@ const (
 
 	rollupCloseSQL = `/* stats: close */ UPDATE oncemore.completions_watermark SET closed = $1`
 
+	rollupBeginSQL = `/* stats: begin */ INSERT INTO oncemore.completions_watermark DEFAULT VALUES ON CONFLICT DO NOTHING`
+
 	// The zone of that column is not known, hence two days.
-	rollupBeginSQL = `SELECT coalesce(min(tstamp) AT TIME ZONE 'UTC', now()) - interval '2 days' FROM oncemore.migration`
+	schemaBeginSQL = `SELECT coalesce(min(tstamp) AT TIME ZONE 'UTC', now()) - interval '2 days' FROM oncemore.migration`
 
 	rollupSumSQL = `
 /* stats: sum */

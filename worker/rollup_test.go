@@ -47,17 +47,19 @@ func (p *past) rolled() worker.Rollup {
 	return r
 }
 
-// rollUp calls RollUp until nothing more can be summed.
+// rollUp calls RollUp until nothing more can be summed. A session of another test's
+// database that ends at that moment may be taken for one of ours, once.
 func rollUp(t testing.TB, pool *pgxpool.Pool) worker.Rollup {
 	t.Helper()
-	for {
+	for waited := false; ; {
 		r, err := worker.RollUp(t.Context(), pool)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !r.More {
+		if !r.More && (r.Waiting == 0 || waited) {
 			return r
 		}
+		waited = r.Waiting > 0
 	}
 }
 
@@ -113,7 +115,7 @@ func TestClosedQuartersAreSummedOnceAndAreWhatTheLedgerSays(t *testing.T) {
 	p.agree()
 	// The sums are a cache.
 	mustExec(t, p.pool, `TRUNCATE oncemore.completions_quarter`)
-	mustExec(t, p.pool, `UPDATE oncemore.completions_watermark SET closed = NULL`)
+	mustExec(t, p.pool, `DELETE FROM oncemore.completions_watermark`)
 	if r := p.rolled(); closedOf(t, p.pool) != again.Closed || r.Closed != again.Closed {
 		t.Errorf("made anew: %+v", r)
 	}
@@ -257,13 +259,22 @@ func TestManyWhoRollUpAtOnceSumEachFactOnce(t *testing.T) {
 	for day := range 60 {
 		p.facts(1, 50, time.Duration(day)*23*time.Hour+time.Hour)
 	}
+	// Half of them as behind a pooler.
+	cfg := p.pool.Config()
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	pooled, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pooled.Close()
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	summed := int64(0)
-	for range 8 {
+	for i := range 8 {
+		pool := []*pgxpool.Pool{p.pool, pooled}[i%2]
 		all.Go(func() {
 			for range 20 {
-				r, err := worker.RollUp(t.Context(), p.pool)
+				r, err := worker.RollUp(t.Context(), pool)
 				if err != nil {
 					t.Error(err)
 				}
@@ -289,7 +300,11 @@ func TestACrashBetweenTheSumsAndTheWatermarkLeavesNeither(t *testing.T) {
 CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.closed > now() - interval '1 day' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN new; END $$;
 CREATE TRIGGER crash AFTER UPDATE ON oncemore.completions_watermark FOR EACH ROW EXECUTE FUNCTION crash()`)
 	for range 2 {
-		if r, err := worker.RollUp(t.Context(), p.pool); err == nil {
+		r, err := worker.RollUp(t.Context(), p.pool)
+		for r.Waiting > 0 && err == nil {
+			r, err = worker.RollUp(t.Context(), p.pool)
+		}
+		if err == nil {
 			t.Fatalf("it went through: %+v", r)
 		}
 		p.agree()

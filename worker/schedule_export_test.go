@@ -19,3 +19,6 @@ func (w *Worker) Tick(ctx context.Context, tx pgx.Tx, now time.Time) (*Ticked, e
 func (w *Worker) SetOpenRerun(f func(context.Context, pgx.Tx, Order) (Opened, error)) {
 	w.openRerun = f
 }
+
+// BusySQL asks whether what a tick started has ended.
+const BusySQL = busySQL

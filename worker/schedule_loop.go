@@ -14,6 +14,7 @@ import (
 const (
 	lookLatest = 3 * time.Second
 	lookFailed = 4 * time.Second
+	spread     = 50 * time.Millisecond // so that a large fleet does not ask all at once: the first one ticks, and the others see it
 )
 
 // schedule ticks what is due, while the worker lives. Everybody looks, and nobody leads:
@@ -44,8 +45,11 @@ func (l *life) schedule(ctx context.Context) {
 func (l *life) tickAll(ctx context.Context) (time.Duration, error) {
 	for {
 		wait, err := l.nextTick(ctx)
-		if err != nil || wait > 0 {
-			return wait, err
+		if err != nil {
+			return 0, err
+		}
+		if wait > 0 {
+			return wait + rand.N(spread), nil
 		}
 		t, err := l.tickOnce(ctx)
 		if err != nil {
@@ -96,5 +100,5 @@ func (l *life) nextTick(ctx context.Context) (wait time.Duration, err error) {
 }
 
 const nextTickSQL = `
-SELECT greatest(n.now, least(n.now + $2::interval, (SELECT min(s.next_at) FROM oncemore.schedule s WHERE s.job_type = ANY ($1::text[]) AND isfinite(s.cursor)))) - n.now
+SELECT greatest(n.now, least(n.now + $2::interval, (SELECT min(s.next_at) FROM oncemore.schedule s WHERE s.job_type = ANY ($1::text[])))) - n.now
 FROM (SELECT clock_timestamp() AS now) n`

@@ -45,9 +45,9 @@ func TestI7OneTickOneRunOfSixteenProcesses(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed(t), 16))
 	pool := pgtest.Pool(t)
 	mustExec(t, pool, outside)
-	ticks := int64(8)
+	ticks, kills := int64(8), int64(2)
 	if os.Getenv("ONCEMORE_FULL") != "" {
-		ticks = 60
+		ticks, kills = 60, 10
 	}
 	dsn := pool.Config().ConnString()
 	processes := make([]*process, 16)
@@ -60,7 +60,7 @@ func TestI7OneTickOneRunOfSixteenProcesses(t *testing.T) {
 		return count(t, pool, `SELECT count(*) FROM oncemore.schedule_tick WHERE schedule = 'seconds'`)
 	}
 	for begun, killed := decided(), int64(0); decided() < begun+ticks; {
-		if at := begun + ticks*(killed+1)/5; decided() >= at && killed < 4 {
+		if at := begun + ticks*(killed+1)/(kills+1); decided() >= at && killed < kills {
 			i := random.IntN(16)
 			processes[i].kill()
 			processes[i] = start(t, "Chime", dsn)

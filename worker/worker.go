@@ -5,8 +5,8 @@
 // and says at each step what a crash costs there. The other files each hold one part of
 // that way: inbox.go receives and keeps what is held, slots.go starts work as slots free,
 // group.go lets statements take whatever waits, attempt.go runs one body, transact.go
-// those inside a transaction, settle.go records, run.go and plan.go are fan-outs, and
-// doubt.go asks again about what is in doubt.
+// those inside a transaction, settle.go records, run.go and plan.go are fan-outs, tick.go
+// calls things again by the clock, and doubt.go asks again about what is in doubt.
 package worker
 
 import (

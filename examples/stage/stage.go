@@ -42,6 +42,7 @@ type Stage struct {
 type Options struct {
 	Out    io.Writer // of the narrator; nil: stderr
 	DSN    string    // of the database; empty: DATABASE_URL, and without that a private server
+	Own    bool      // a private server in any case
 	Params []string  // of the private server, "name=value"
 	NoSync bool      // the private server does not wait for its disk
 }
@@ -59,7 +60,7 @@ func Open(ctx context.Context, name string, o Options) (s *Stage, err error) {
 	if err := os.Chmod(s.Dir, 0o755); err != nil {
 		return s, fmt.Errorf("make a folder: %w", err)
 	}
-	if s.DSN == "" {
+	if s.DSN == "" && !o.Own {
 		s.DSN = os.Getenv("DATABASE_URL")
 	}
 	if s.DSN == "" {

@@ -118,7 +118,7 @@ var ofTheWhole = map[string]string{
 	"I6: a run is complete without its item":                      `SELECT concat_ws(' ', r.id, e.entity) FROM oncemore.run r JOIN oncemore.run_pack p ON p.run = r.id, unnest(p.entities) AS e(entity) WHERE r.complete AND NOT EXISTS (SELECT FROM (SELECT job_type, entity, completed_at FROM oncemore.ledger UNION ALL SELECT job_type, entity, completed_at FROM oncemore.ledger_history) l WHERE l.job_type = r.job_type AND l.entity = e.entity AND l.completed_at <= r.ended_at)`,
 	"I7: a tick was started, and its work is not done":            `SELECT concat_ws(' ', t.schedule, t.tick) FROM oncemore.schedule_tick t WHERE t.outcome = 'started' AND t.run IS NULL AND NOT EXISTS (SELECT FROM (SELECT epoch FROM oncemore.ledger UNION ALL SELECT epoch FROM oncemore.ledger_history) f WHERE f.epoch = t.epoch)`,
 	"I7: a run is of no tick, or a tick of no run":                `SELECT concat_ws(' ', r.schedule, r.tick) FROM oncemore.run r WHERE r.schedule IS NOT NULL AND NOT EXISTS (SELECT FROM oncemore.schedule_tick t WHERE (t.schedule, t.tick, t.run) = (r.schedule, r.tick, r.id) AND t.outcome = 'started')`,
-	"I6: a run has ended and does not say that it is complete":    `SELECT concat_ws(' ', r.id) FROM oncemore.run r WHERE r.ended_at IS NOT NULL AND NOT r.complete AND r.failed + r.in_doubt + r.not_ready = 0`,
+	"I6: a run has ended and does not say that it is complete":    `SELECT concat_ws(' ', r.id) FROM oncemore.run r WHERE r.ended_at IS NOT NULL AND NOT r.complete AND r.failed + r.in_doubt + r.not_ready = 0 AND NOT r.cancelled`,
 }
 
 // check looks whether the invariants hold in a world that is settled and without workers.

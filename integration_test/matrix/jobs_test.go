@@ -118,6 +118,8 @@ type traits struct {
 	deaf   bool                                        // to the end of the context
 	fails  func(class, entity string, try int) failure // nil: never
 	outage bool                                        // they fail before the effect while there is one
+	named  int                                         // the source of the job names so many; 0: it has none
+	inGo   bool                                        // and is one in Go
 	silent bool                                        // the done-check cannot tell, the first time it is asked
 	policy jobs.Policy
 }
@@ -207,8 +209,13 @@ func define[C class](o *outside) []jobs.Definition {
 	name := c.name()
 	policy := o.policy
 	policy.Timeout, policy.PackSize = 10*time.Second, 2
-	policy.Backoff = func(int) time.Duration { return 50 * time.Millisecond }
+	if policy.Backoff == nil {
+		policy.Backoff = always(50 * time.Millisecond)
+	}
 	j := jobs.Job[thing[C]]{Policy: policy}
+	if o.named > 0 {
+		j.Source = call[C]{o.named, o.inGo}.source()
+	}
 	do := func(ctx context.Context, t thing[C]) error { return o.do(ctx, name, t.Entity()) }
 	switch any(c).(type) {
 	case repeatable:

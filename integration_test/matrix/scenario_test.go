@@ -156,6 +156,11 @@ SELECT nextval('oncemore.fence'), id, '1', 'retrying', 0, 0, 0, 0, 1, '{"n":1}' 
 	add(scenario{shape: "limited", class: "keyed", slots: 3, sends: pack("keyed", 3), things: 3,
 		traits: traits{policy: jobs.Policy{FleetLimit: jobs.Limit{Running: 1, Rate: 100}}}})
 	add(scheduled)
+	statistics.sends = one(statistics.class)
+	add(statistics)
+	for _, s := range reruns() {
+		add(s)
+	}
 	return all, names
 }()
 

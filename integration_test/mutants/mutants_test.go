@@ -91,7 +91,7 @@ func (m mutant) run(t *testing.T) (caught []string, out string) {
 	pkg, pattern, _ := strings.Cut(m.tests, " ")
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-overlay", m.write(t, t.TempDir()), "-run", pattern, pkg)
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout", "3m", "-overlay", m.write(t, t.TempDir()), "-run", pattern, pkg)
 	cmd.Dir = filepath.Join("..", "..")
 	cmd.Env = append(os.Environ(), "TEST_REQUIRE=1")
 	b, err := cmd.CombinedOutput()

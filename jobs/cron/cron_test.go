@@ -153,7 +153,7 @@ func TestTheZeroScheduleIsNeverDue(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
+func FuzzASpecIsRefusedOrComesLaterAndLater(f *testing.F) {
 	for _, spec := range []string{"0 0 * * *", "TZ=0", "@every 1s", "*/5 1-3 * * MON", "1,2/3 ? L # *", "0 0 29 2 *"} {
 		f.Add(spec, "Europe/Berlin")
 	}

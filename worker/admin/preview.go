@@ -114,13 +114,13 @@ func (p *Preview) survey(ctx context.Context, tx pgx.Tx, sv *plan.Survey, t *Typ
 	} else if p.Selection.Force {
 		return fmt.Errorf("%s has no source that could name what is to be forced", t.Name)
 	}
-	return sv.FromOpen(ctx, tx, nil)
+	return sv.FromOpen(ctx, tx)
 }
 
 // walkChunk is how many entities of a source in Go are looked at together.
 const walkChunk = 10_000
 
-// walk goes over a source in Go, and then over what is open. No transaction is held while
+// walk goes over a source in Go, and over what is open. No transaction is held while
 // the source takes its time.
 func walk(ctx context.Context, sv *plan.Survey, look func(func(pgx.Tx) error) error) error {
 	for after := ""; ; {
@@ -132,11 +132,10 @@ func walk(ctx context.Context, sv *plan.Survey, look func(func(pgx.Tx) error) er
 			return err
 		}
 		if !c.More || sv.Capped {
-			break
+			return nil
 		}
 		after = c.After
 	}
-	return look(func(tx pgx.Tx) error { return sv.FromOpen(ctx, tx, nil) })
 }
 
 // subject is t for a survey: with the application's job where it is at hand, else with the
@@ -181,7 +180,7 @@ func (op *Operator) estimate(ctx context.Context, t *Type, items int64, rate flo
 		err = nil // an estimate is worth no more than that
 	}
 	if rate > 0 && (pace == 0 || rate < pace) {
-		pace, rests = rate, fmt.Sprintf("the rate that is asked for, %g a second", rate)
+		pace, rests = rate, fmt.Sprintf("the rate is %g a second", rate)
 	}
 	if err != nil || pace == 0 {
 		return nil, err
@@ -208,7 +207,7 @@ func lately(ctx context.Context, tx pgx.Tx, t *Type) (pace float64, rests string
 		if span < seconds {
 			seconds = max(span, 1)
 		}
-		return float64(n) / seconds, fmt.Sprintf("%s completed in the busy minutes of %s", thousands(n), w.name), nil
+		return float64(n) / seconds, fmt.Sprintf("%s were completed in the busy minutes of %s", thousands(n), w.name), nil
 	}
 	return 0, "", nil
 }

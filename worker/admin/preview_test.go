@@ -317,7 +317,7 @@ func TestPreviewAndExecutionAgreeEntityByEntity(t *testing.T) {
 }
 
 // plan waits for the plan of a run, and returns its entities with their reasons.
-func (w *world) plan(r *rapid.T, id int64) (sealed []string, run *admin.Run) {
+func (w *world) plan(r rapid.TB, id int64) (sealed []string, run *admin.Run) {
 	watch := &admin.Watch{Pool: w.pool, Run: id}
 	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		var err error
@@ -338,4 +338,28 @@ FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) WITH ORDINALITY A
 		r.Fatal(err)
 	}
 	return sealed, run
+}
+
+// A source in Go of more than one chunk is planned in more than one transaction. What it
+// names with other arguments than those of a claim is a conflict all the same.
+func TestASourceOfManyChunksIsPlannedAsItIsPreviewed(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`INSERT INTO piece SELECT to_char(n, 'FM000000'), 'plain', 0 FROM generate_series(1, 10500) n`)
+	for _, name := range []string{"000007", "010499", "unnamed"} {
+		args, fp := w.styled("walked", name, "fancy", 0)
+		w.exec(`INSERT INTO oncemore.claim (job_type, entity, fence, fingerprint, epoch, source_version, run, attempts, trouble, args)
+VALUES ((SELECT id FROM oncemore.job_type WHERE name = 'walked'), $1, 1, $2, 0, 0, 0, 1, 'retrying', $3)`, name, fp, args)
+	}
+	p, err := w.op.Preview(t.Context(), "walked", plan.Selection{}, admin.PreviewOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := w.op.Rerun(t.Context(), worker.Order{Type: "walked"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, run := w.plan(t, opened.Run)
+	if len(sealed) != 10499 || p.Items != 10499 || p.Seen[ledger.Conflict] != 2 || p.Picked[ledger.Retry] != 1 || fmt.Sprint(run.Seen) != fmt.Sprint(p.Tally) {
+		t.Errorf("previewed %+v, planned %d: %+v", p.Tally, len(sealed), run.Seen)
+	}
 }

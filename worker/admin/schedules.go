@@ -125,7 +125,7 @@ SELECT s.name, s.spec, s.zone, s.job_type, coalesce(s.entity, ''), s.args, s.rer
        (SELECT count(*) FROM oncemore.schedule_tick q WHERE q.schedule = s.name AND q.outcome = 'queued'), l.tick, coalesce(l.outcome, '')
 FROM oncemore.schedule s
 LEFT JOIN LATERAL (SELECT t.tick, t.outcome FROM oncemore.schedule_tick t WHERE t.schedule = s.name ORDER BY t.tick DESC LIMIT 1) l ON true
-WHERE ($1 = '' OR s.name = $1) AND isfinite(s.cursor)
+WHERE $1 = '' OR s.name = $1
 ORDER BY s.name`
 
 	ticksSQL = `

@@ -3,6 +3,7 @@ package admin_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,10 +41,12 @@ func (s *scene) past(t *ledger.Type, n int, at time.Time) {
 
 func (s *scene) rollUp() (r worker.Rollup) {
 	s.Helper()
-	for r.More = true; r.More; {
+	for r.More = true; r.More || r.Waiting > 0; { // for sessions that end just then
+		summed := r.Summed
 		var err error
 		r, err = worker.RollUp(s.Context(), s.pool)
 		s.ok(err)
+		r.Summed += summed
 	}
 	return r
 }
@@ -234,5 +237,30 @@ func TestWhatTakesTooLongToCountIsLeftOutAndSaid(t *testing.T) {
 	s.ok(tx.Rollback(t.Context()))
 	if got := s.stats(admin.StatsQuery{By: admin.ByDay}, time.Minute); got.Done != 12 || got.Counted != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A look at the last hours must not read all that a type ever did.
+func TestWhatIsNotSummedIsFoundByItsTimeAlone(t *testing.T) {
+	s := newScene(t)
+	k := s.kind("letter", ledger.Once)
+	now := s.now()
+	for h := range 48 {
+		s.past(k, 500, now.Add(-time.Duration(h)*time.Hour))
+	}
+	s.exec(`INSERT INTO oncemore.ledger_history (fingerprint, completed_at, job_type, attempts, evidence, entity) SELECT fingerprint, completed_at, job_type, attempts, evidence, entity FROM oncemore.ledger`)
+	s.exec(`VACUUM ANALYZE oncemore.ledger, oncemore.ledger_history`)
+	conn, err := s.pool.Acquire(t.Context())
+	s.ok(err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), `SET enable_seqscan = off`)
+	s.ok(err)
+	rows, err := conn.Query(t.Context(), `EXPLAIN `+admin.LiveSQL, []int32{k.ID}, now.Add(-time.Hour), now)
+	s.ok(err)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	s.ok(err)
+	plan := strings.Join(lines, "\n")
+	if !strings.Contains(plan, "ledger_completed_at") || !strings.Contains(plan, "ledger_history_completed_at") || strings.Contains(plan, "pkey") || strings.Contains(plan, "Seq Scan") {
+		t.Errorf("the plan is\n%s", plan)
 	}
 }

@@ -40,9 +40,9 @@ type Tally struct {
 	Asked  bool                    `json:"asked"`  // the source was
 }
 
-// A Survey goes over a subject in one READ COMMITTED or read-only transaction. Call
-// Source or each Chunk, then Open. What it picks it hands to Each, some thousand at a
-// time. It writes nothing.
+// A Survey goes over a subject in READ COMMITTED or read-only transactions. Call FromSource
+// and then FromOpen in one, or FromChunk for each part of a source in Go. What it picks it
+// hands to Each, some thousand at a time. It writes nothing.
 type Survey struct {
 	Subject
 	Selection
@@ -216,16 +216,21 @@ func (s *Survey) saw(r ledger.Reason, n int64) {
 	}
 }
 
-// FromChunk goes over a part of what a source in Go names.
+// FromChunk goes over a part of what a source in Go names, and over what is open of that
+// part of the key: the source names its entities in order.
 func (s *Survey) FromChunk(ctx context.Context, tx pgx.Tx, c *Chunk) error {
-	s.Asked = true
+	s.Asked = s.sourced()
 	s.Named += int64(c.read)
 	for page := range slices.Chunk(c.items, step) {
 		if err := s.decide(ctx, tx, page); err != nil {
 			return err
 		}
 	}
-	return nil
+	to := c.After
+	if !c.More {
+		to = ""
+	}
+	return s.open(ctx, tx, c.from, to)
 }
 
 // A Chunk is a part of what a source in Go names, read before the transaction that decides
@@ -233,6 +238,7 @@ func (s *Survey) FromChunk(ctx context.Context, tx pgx.Tx, c *Chunk) error {
 type Chunk struct {
 	After string // the last entity that was read
 	More  bool   // the source may have more behind it
+	from  string // it begins behind this
 	items []Item
 	read  int
 }
@@ -240,7 +246,7 @@ type Chunk struct {
 // Read reads up to most of what a source in Go names behind an entity. A selection that
 // does not ask for anything of that gets an empty chunk.
 func (s *Survey) Read(ctx context.Context, after string, most int) (*Chunk, error) {
-	c := &Chunk{After: after}
+	c := &Chunk{After: after, from: after}
 	if !s.sourced() {
 		return c, nil
 	}
@@ -349,10 +355,12 @@ func (s *Survey) hand(items []Item) error {
 	return s.Each(items)
 }
 
-// FromOpen goes over what is open of the subject and was not named by the source before.
-// taken returns those of the given entities that an earlier part of the survey, in another
-// transaction, has picked; nil: there was none.
-func (s *Survey) FromOpen(ctx context.Context, tx pgx.Tx, taken func([]string) ([]string, error)) error {
+// FromOpen goes over what is open of the subject and was not named by its source in SQL
+// before.
+func (s *Survey) FromOpen(ctx context.Context, tx pgx.Tx) error { return s.open(ctx, tx, "", "") }
+
+// open goes over what is open behind an entity, up to another one ("": to the end).
+func (s *Survey) open(ctx context.Context, tx pgx.Tx, after, to string) error {
 	if s.Force {
 		return nil // the source names what is to be forced
 	}
@@ -360,7 +368,7 @@ func (s *Survey) FromOpen(ctx context.Context, tx pgx.Tx, taken func([]string) (
 		s.Capped = true
 		return nil
 	}
-	query, params := s.openQuery()
+	query, params := s.openQuery(after, to)
 	rows, err := tx.Query(ctx, query, params...)
 	if err != nil {
 		return fmt.Errorf("survey what is open of %s: %w", s.Name, err)
@@ -378,24 +386,6 @@ func (s *Survey) FromOpen(ctx context.Context, tx pgx.Tx, taken func([]string) (
 	for page := range slices.Chunk(opens, step) {
 		var wants []ledger.Want
 		var items []Item
-		var entities []string
-		for _, o := range page {
-			if !s.met[o.Entity] {
-				entities = append(entities, o.Entity)
-			}
-		}
-		if taken != nil && len(entities) > 0 {
-			before, err := taken(entities)
-			if err != nil {
-				return err
-			}
-			for _, e := range before {
-				if s.met == nil {
-					s.met = map[string]bool{}
-				}
-				s.met[e] = true
-			}
-		}
 		for _, o := range page {
 			if !s.met[o.Entity] {
 				wants, items = append(wants, o.Want), append(items, Item{Entity: o.Entity, Args: o.args})
@@ -425,7 +415,7 @@ func (s *Survey) FromOpen(ctx context.Context, tx pgx.Tx, taken func([]string) (
 
 // openQuery lists the claims of the subject, with the attempt that brought each into its
 // state.
-func (s *Survey) openQuery() (string, []any) {
+func (s *Survey) openQuery(after, to string) (string, []any) {
 	params := []any{s.ID}
 	query := `
 SELECT c.entity, c.args, c.fingerprint, c.source_version, c.epoch
@@ -436,6 +426,12 @@ WHERE c.job_type = $1`
 	and := func(condition string, v any) {
 		params = append(params, v)
 		query += fmt.Sprintf(` AND `+condition, len(params))
+	}
+	if after != "" {
+		and(`c.entity > $%d`, after)
+	}
+	if to != "" {
+		and(`c.entity <= $%d`, to)
 	}
 	if len(s.Entities) > 0 {
 		and(`c.entity = ANY ($%d::text[])`, s.Entities)

@@ -44,7 +44,8 @@ func (p *program) auditCommand() *cobra.Command {
 }
 
 // acts are the kinds of them.
-var acts = []string{"resolve", "retry", "resend", "drop", "enqueue", "rerun", "pause", "resume", "cancel", "rate", "stop-all", "release"}
+var acts = []string{"resolve", "retry", "resend", "drop", "enqueue", "rerun", "pause", "resume", "cancel", "rate", "stop-all", "release",
+	"schedule-pause", "schedule-resume", "schedule-run", "schedule-put", "schedule-delete"}
 
 func writeAudit(cmd *cobra.Command, output string, entries []admin.AuditEntry) error {
 	out := cmd.OutOrStdout()
@@ -70,7 +71,7 @@ func writeAudit(cmd *cobra.Command, output string, entries []admin.AuditEntry) e
 			first = e.Sample[0]
 		}
 		t.row(fmt.Sprint(e.ID), stamp(e.At), cell(e.Actor, narrow), e.Action, orDash(cell(e.Type, wide)), thousands(e.Entities),
-			orDash(cell(first, wide)), orDash(cell(e.Reason, narrow)), cell(e.Detail, narrow))
+			orDash(cell(first, wide)), orDash(cell(e.Reason, narrow)), orDash(cell(e.Detail, narrow)))
 	}
 	return t.Flush()
 }

@@ -94,7 +94,7 @@ func (p *program) root() *cobra.Command {
 		demoCommand(), demoWorkerCommand(), demoSMTPCommand())
 	root.AddCommand(p.failuresCommand(), p.strandedCommand(), p.parkedCommand(), p.disputedCommand(), p.ledgerCommand(), p.doctorCommand())
 	root.AddCommand(p.doubtCommand(), p.retryCommand(), p.enqueueCommand(), p.workCommand(), p.schedulesCommand(), p.auditCommand())
-	root.AddCommand(p.rerunCommand(), p.runsCommand())
+	root.AddCommand(p.rerunCommand(), p.runsCommand(), p.sqsCommand())
 	return root
 }
 

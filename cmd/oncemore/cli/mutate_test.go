@@ -114,6 +114,9 @@ func TestWhereNobodyCanBeAskedNothingIsDoneWithoutYes(t *testing.T) {
 		{"enqueue", "letter", "--key", "n", `{"n":99}`},
 		{"parked", "resend", "--all"},
 		{"parked", "drop", "--all", "--reason", "why"},
+		{"rerun", "letter"},
+		{"runs", "cancel", "1"},
+		{"runs", "stop-all", "--reason", "why"},
 	} {
 		args = append(args, "--database-url", dsn)
 		a := callWith(t, Options{}, strings.NewReader("y\n"), false, args...)
@@ -268,6 +271,19 @@ func TestWrongUseOfTheCommandsThatChangeSomething(t *testing.T) {
 		{"work", "cli.Options{Set: mySet}"},
 		{"work --slots -1", "--slots"},
 		{"audit --limit 0", "--limit"},
+		{"rerun", "accepts 1 arg"},
+		{"rerun letter", "--yes"},
+		{"rerun letter --force --failed --yes --reason why", "reasons cannot be given"},
+		{"rerun letter --canary-failures 5% --yes", "is for --canary"},
+		{"rerun letter --canary 9 --canary-failures 500% --yes", "is no share"},
+		{"rerun letter --rate -1 --yes", "--rate"},
+		{"rerun letter --entities-from - --watch", "nobody can be asked"},
+		{"rerun letter --dry-run --watch", "--dry-run"},
+		{"rerun letter --since yesterday --yes", "is no time"},
+		{"runs show letter", "is no run"},
+		{"runs rate 7 fast --yes", "is no rate"},
+		{"runs watch 7 --interval 0s", "--interval"},
+		{"runs stop-all --yes", "--reason is needed"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			a := call(t, Options{}, strings.Fields(test.args)...)

@@ -51,7 +51,12 @@ func outageSet(pool *pgxpool.Pool) (*jobs.Set, error) {
 
 func outageWorker(dsn string) {
 	ctx := context.Background()
-	pool, err := pgxpool.New(ctx, dsn)
+	config, err := pgxpool.ParseConfig(dsn)
+	var pool *pgxpool.Pool
+	if err == nil {
+		config.ConnConfig.RuntimeParams["application_name"] = "outage"
+		pool, err = pgxpool.NewWithConfig(ctx, config)
+	}
 	if err == nil {
 		var set *jobs.Set
 		if set, err = outageSet(pool); err == nil {
@@ -124,9 +129,18 @@ func (o *outage) starts() (kill func()) {
 			dead = true
 			_ = cmd.Process.Signal(syscall.SIGKILL)
 			_ = cmd.Wait()
+			// What it had sent, the server may be doing still.
+			o.await("the server has seen it die", func() bool {
+				return ask[bool](o, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outage')`)
+			})
 		}
 	}
-	o.Cleanup(kill)
+	o.Cleanup(func() {
+		if !dead {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
 	return kill
 }
 

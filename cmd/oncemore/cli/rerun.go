@@ -320,7 +320,7 @@ func (r *rerunning) words(p *admin.Preview) []string {
 	}
 	switch e := p.Estimate; {
 	case e != nil:
-		lines = append(lines, fmt.Sprintf("It may take %s, by %s.", span(e.Seconds), e.Rests))
+		lines = append(lines, fmt.Sprintf("It may take %s: %s.", span(e.Seconds), e.Rests))
 	case p.Items > 0:
 		lines = append(lines, "How long it takes cannot be told: too little of it was completed lately.")
 	}
@@ -377,7 +377,11 @@ func (r *rerunning) follow(cmd *cobra.Command, pool *pgxpool.Pool, out *reran) e
 	}
 	w := cmd.ErrOrStderr()
 	if out.Planned {
-		fmt.Fprintf(w, "run %d of the same is being worked already: nothing was changed\n", out.Run)
+		r, _, err := (&admin.Watch{Pool: pool, Run: out.Run}).Look(cmd.Context())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "run %d of the same is being worked already: %s; nothing was changed\n", out.Run, progressWords(r))
 	} else if out.Joined {
 		fmt.Fprintf(w, "run %d of the same is being planned: it was joined\n", out.Run)
 	}

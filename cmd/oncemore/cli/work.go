@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,7 +33,8 @@ func (p *program) workCommand() *cobra.Command {
 
 It then receives nothing more, gives running bodies --grace, ends their contexts, records
 what came of them, and returns what did not start. Give it that and 20 seconds before it is
-killed. A second signal ends it at once, which costs what a crash costs.`}
+killed; 30 where it reads a queue in SQS. A second signal ends it at once, which costs what
+a crash costs.`}
 	slots := cmd.Flags().Int("slots", 0, "bodies that run at once (default: what the program says, else 16)")
 	grace := cmd.Flags().Duration("grace", 0, "for running bodies when it stops (default: what the program says, else 10s)")
 	name := cmd.Flags().String("name", "", "in lists of workers (default: what the program says, else host/pid)")
@@ -79,8 +83,27 @@ func (p *program) work(cmd *cobra.Command, c worker.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := w.Run(ctx); err != nil {
+	// Beside the worker's own end, because both may take their time.
+	ctx, ended := context.WithCancel(ctx)
+	closed := make(chan error, 1)
+	context.AfterFunc(ctx, func() { closed <- closeQueues(c) })
+	err = w.Run(ctx)
+	ended()
+	if err = errors.Join(err, <-closed); err != nil {
 		return failure{fmt.Errorf("the worker did not stop cleanly: %w", err), exitError}
 	}
 	return nil
+}
+
+// closeQueues ends what queues still do on their own: one in SQS waits for its last poll,
+// whose messages would else come again only when their visibility ends.
+func closeQueues(c worker.Config) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+	defer cancel()
+	for _, q := range c.Queues {
+		if q, ok := q.(interface{ Close(context.Context) error }); ok {
+			err = errors.Join(err, q.Close(ctx))
+		}
+	}
+	return err
 }

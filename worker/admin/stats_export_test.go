@@ -1,0 +1,3 @@
+package admin
+
+const LiveSQL = liveSQL
