@@ -29,6 +29,7 @@ fuzz: ## random input for everything that is decoded (FUZZ=20s for each)
 		queue:FuzzCheckNameTakesExactlyWhatCanBeAKey queue:FuzzCheckTakesExactlyWhatIsWithinTheLimits \
 		queue/pgqueue:FuzzDecodeItems queue/pgqueue:FuzzAReceiptIsReadAsItWasWrittenAndNothingElseNamesALock \
 		queue/pgqueue:FuzzARowIsTheSameDeliveryInBothFormats queue/pgqueue:FuzzAMessageArrivesAsItWasSent \
+		queue/sqsqueue:FuzzABodyIsReadAsItWasWritten queue/sqsqueue:FuzzAnyBodyIsReadAsJSONReadsIt \
 		ledger:FuzzSanitizeMakesTextThatPostgresTakes jobs/cron:FuzzASpecIsRefusedOrComesLaterAndLater; do \
 		go test ./$${t%%:*} -run '^$$' -fuzz "^$${t##*:}\$$" -fuzztime $(or $(FUZZ),20s) -parallel 2 || exit 1; done
 

@@ -238,3 +238,34 @@ func TestARateAcrossTheFleetHoldsForAllWorkersTogether(t *testing.T) {
 		t.Errorf("120 took %d ms at a rate of 100, want a little more than a second", n)
 	}
 }
+
+// Somebody else is deciding who may have the permits: whoever decides next must see what
+// was given out.
+func TestPermitsAcrossTheFleetAreGivenOutByOneDecisionAtATime(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var worked tally
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Repeatable, Policy: jobs.Policy{FleetLimit: jobs.Limit{Running: 1}},
+		Do: func(_ context.Context, l letter) error { worked.add(l.Entity()); return nil }})
+	config := newWorker(t, pool, set, worker.Config{}) // opens the turnstile
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), `SELECT FROM oncemore.fleet_limit FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	enqueue(t, pgq(pool), letter{1})
+	w := runWorker(t, config)
+	eventuallyRow(t, pool, "the worker waits for its turn", `SELECT EXISTS (
+SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '/* limit: lock */%')`)
+	if n := worked.sum(); n != 0 {
+		t.Errorf("%d letters were written without a permit", n)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyRow(t, pool, "it is done", `SELECT count(*) = 1 FROM oncemore.ledger`)
+	mustStop(t, w)
+}

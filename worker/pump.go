@@ -126,7 +126,7 @@ func (l *life) cut(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, size, 
 	if err != nil {
 		return nil, 0, err
 	}
-	var failed, doubted []string
+	var failed, doubted, open []string
 	var pack int
 	var entities, args, reasons []string
 	_, err = pgx.ForEachRow(rows, []any{&pack, &entities, &args, &reasons}, func() error {
@@ -150,6 +150,8 @@ func (l *life) cut(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, size, 
 					failed = append(failed, entities[i])
 				case ledger.InDoubt:
 					doubted = append(doubted, entities[i])
+				case ledger.Retry:
+					open = append(open, entities[i])
 				}
 				items--
 			}
@@ -159,21 +161,67 @@ func (l *life) cut(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, size, 
 		}
 		return nil
 	})
+	open = append(append(open, failed...), doubted...)
+	if err != nil || len(open) == 0 {
+		return ms, n, err
+	}
+	wants, err := openWants(ctx, tx, child, open)
 	if err == nil && len(failed) > 0 {
 		_, err = tx.Exec(ctx, reviveSQL+` AND c.entity = ANY ($3)`, child.ID, r.id, failed)
 	}
 	if err == nil && len(doubted) > 0 {
-		err = l.rule(ctx, tx, r, child, doubted)
+		err = l.rule(ctx, tx, r, child, doubted, wants)
 	}
-	return ms, n, err
+	return byEpoch(ms, wants), n, err
+}
+
+// openWants is what the claims of entities ask for. Who carries one on must ask for no
+// less: a fact that the claim is to replace would else satisfy the message, and the claim
+// would be left without any.
+func openWants(ctx context.Context, tx pgx.Tx, child *kind, entities []string) (map[string]ledger.Want, error) {
+	rows, err := tx.Query(ctx, openWantsSQL, child.ID, entities)
+	if err != nil {
+		return nil, err
+	}
+	wants := make(map[string]ledger.Want, len(entities))
+	var w ledger.Want
+	_, err = pgx.ForEachRow(rows, []any{&w.Entity, &w.Fingerprint, &w.SourceVersion, &w.Epoch}, func() error { wants[w.Entity] = w; return nil })
+	return wants, err
+}
+
+const openWantsSQL = `
+SELECT c.entity, c.fingerprint, c.source_version, c.epoch FROM unnest($2::text[]) AS w(entity)
+CROSS JOIN LATERAL (SELECT c.* FROM oncemore.claim c WHERE c.job_type = $1 AND c.entity = w.entity OFFSET 0) c`
+
+// byEpoch splits messages whose items are wanted under different epochs.
+func byEpoch(ms []queue.Message, wants map[string]ledger.Want) []queue.Message {
+	var out []queue.Message
+	for _, m := range ms {
+		split := map[int64]int{} // epoch -> index in out
+		for _, it := range m.Items {
+			epoch := max(m.Epoch, wants[it.Entity].Epoch)
+			i, there := split[epoch]
+			if !there {
+				i = len(out)
+				split[epoch] = i
+				part := m
+				part.Epoch, part.Items = epoch, nil
+				out = append(out, part)
+			}
+			out[i].Items = append(out[i].Items, it)
+		}
+	}
+	return out
 }
 
 // rule carries out the verdict of who asked for what is in doubt: the effect did not
 // happen. What is not in doubt any more is left to what the worker decides.
-func (l *life) rule(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, entities []string) error {
-	wants := make([]ledger.Want, len(entities))
-	for i, e := range entities {
-		wants[i].Entity = e
+func (l *life) rule(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, entities []string, open map[string]ledger.Want) error {
+	var wants []ledger.Want
+	for _, e := range entities {
+		if w, there := open[e]; there {
+			wants = append(wants, w)
+		}
 	}
 	standings, err := ledger.LookIn(ctx, tx, &child.Type, wants)
 	if err != nil {
@@ -181,7 +229,7 @@ func (l *life) rule(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, entit
 	}
 	var opens []*ledger.Open
 	for _, st := range standings {
-		if st.Reason == ledger.InDoubt {
+		if st.Reason == ledger.InDoubt || st.Open != nil && st.Open.Trouble == ledger.Doubtful {
 			opens = append(opens, st.Open)
 		}
 	}

@@ -79,14 +79,19 @@ func OpenRerun(ctx context.Context, tx pgx.Tx, to *pgqueue.Queue, o Order) (Open
 	if o.Schedule != "" {
 		tick = &o.Tick
 	}
+	message := queue.Message{Type: rerunPrefix + name, Items: []queue.Item{{Entity: key, Args: json.RawMessage(`{}`)}}, Priority: rerunPriority, Delay: o.Delay}
 	for {
 		opened := Opened{}
 		err := tx.QueryRow(ctx, openRerunSQL, *carrier, key, *child, string(selection), o.By, o.Reason, o.Origin, o.Force, o.Schedule, tick).Scan(&opened.Run)
 		if errors.Is(err, pgx.ErrNoRows) {
 			opened.Joined = true
-			err = tx.QueryRow(ctx, joinRerunSQL, *carrier, key).Scan(&opened.Run, &opened.Planned)
+			var stranded bool
+			err = tx.QueryRow(ctx, joinRerunSQL, *carrier, key).Scan(&opened.Run, &opened.Planned, &stranded)
 			if errors.Is(err, pgx.ErrNoRows) {
 				continue // it has ended between the two statements
+			}
+			if err == nil && stranded {
+				err = to.Tx(tx).Send(ctx, message)
 			}
 			if err == nil {
 				return opened, nil
@@ -98,8 +103,7 @@ func OpenRerun(ctx context.Context, tx pgx.Tx, to *pgqueue.Queue, o Order) (Open
 		b := &pgx.Batch{}
 		b.Queue(controlSQL, opened.Run, o.Rate, o.Canary, o.CanaryShare)
 		tell(b, opened.Run, "opened", o.Selection.String())
-		to.SendBatch(b, queue.Message{Type: rerunPrefix + name, Items: []queue.Item{{Entity: key, Args: json.RawMessage(`{}`)}},
-			Priority: rerunPriority, Delay: o.Delay})
+		to.SendBatch(b, message)
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return fail(err)
 		}
@@ -140,9 +144,12 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $8 THEN nextval('oncemore.epoch') 
 ON CONFLICT (parent_type, parent_entity) WHERE ended_at IS NULL DO NOTHING
 RETURNING id`
 
+	// Its visits may have failed for good: then nothing carries it any more, and asking for it
+	// again is what has it go on.
 	joinRerunSQL = `
-SELECT id, planned_at IS NOT NULL FROM oncemore.run
-WHERE parent_type = $1 AND parent_entity = $2 AND ended_at IS NULL`
+SELECT r.id, r.planned_at IS NOT NULL,
+       EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = r.parent_type AND c.entity = r.parent_entity AND c.owner IS NULL AND c.trouble = 'failed')
+FROM oncemore.run r WHERE r.parent_type = $1 AND r.parent_entity = $2 AND r.ended_at IS NULL`
 
 	controlSQL = `/* run: control */ INSERT INTO oncemore.run_control (run, rate, canary, canary_share) VALUES ($1, $2, $3, $4)`
 )

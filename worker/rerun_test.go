@@ -505,3 +505,25 @@ func TestI6ARunIsNotCompleteWhileItsStaleWorkHasFailed(t *testing.T) {
 	}
 	mustStop(t, w)
 }
+
+// The source could not be read for so long that its visits were given up.
+func TestARerunWhoseVisitsHaveFailedGoesOnWhenItIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, wanted)
+	set := newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM wanted`, func(context.Context, letter) error { return nil }))
+	w := begin(t, pool, set, worker.Config{})
+	mustExec(t, pool, `ALTER TABLE wanted RENAME TO unwanted`)
+	first := rerun(t, pool, worker.Order{Type: "letter"})
+	eventuallyRow(t, pool, "a visit has failed", `SELECT EXISTS (SELECT FROM oncemore.claim WHERE attempts > 0 AND owner IS NULL)`)
+	mustExec(t, pool, `WITH m AS (DELETE FROM oncemore.message) UPDATE oncemore.claim SET trouble = 'failed', attempts = 10, not_before = NULL, fence = nextval('oncemore.fence')`)
+	mustExec(t, pool, `ALTER TABLE unwanted RENAME TO wanted`)
+	again := rerun(t, pool, worker.Order{Type: "letter"})
+	if !again.Joined || again.Run != first.Run {
+		t.Errorf("asked for again: %+v", again)
+	}
+	if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+		t.Errorf("the run: %s", got)
+	}
+	mustStop(t, w)
+}

@@ -68,10 +68,11 @@ func (p *play) backfill(ctx context.Context, users int64) error {
 	if err := p.Await(ctx, "a third of them have one", `SELECT count(*) > $1 FROM profiles.profile`, users/3); err != nil {
 		return err
 	}
-	if _, err := p.KillBusy(ctx, run, "profiles: create"); err != nil {
+	if victim, err := p.KillBusy(ctx, "profiles: create", stage.Over, run); err != nil {
 		return err
+	} else if victim != nil {
+		p.killed++
 	}
-	p.killed++
 	if _, err := p.StartWorker(ctx); err != nil {
 		return err
 	}

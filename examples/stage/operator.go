@@ -2,7 +2,6 @@ package stage
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -23,7 +22,7 @@ func (s *Stage) Call(ctx context.Context, o worker.Order) (run int64, err error)
 
 // AwaitRun returns when a run has ended, and tells of it.
 func (s *Stage) AwaitRun(ctx context.Context, run int64) error {
-	if err := s.Await(ctx, fmt.Sprintf("run %d has ended", run), `SELECT ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, run); err != nil {
+	if err := s.Await(ctx, fmt.Sprintf("run %d has ended", run), Over, run); err != nil {
 		return err
 	}
 	var items, failed, skipped int64
@@ -37,8 +36,9 @@ func (s *Stage) AwaitRun(ctx context.Context, run int64) error {
 }
 
 // KillBusy kills, with -9, the first of the living workers that is seen in the middle of a
-// transaction whose last statement has the given name. It gives up when the run has ended.
-func (s *Stage) KillBusy(ctx context.Context, run int64, statement string) (*Process, error) {
+// transaction whose last statement has the given name. It returns nil when the query over
+// says true first: it is too late.
+func (s *Stage) KillBusy(ctx context.Context, statement, over string, args ...any) (*Process, error) {
 	for {
 		for _, p := range s.Living() {
 			// Frozen, it cannot commit between our look and the kill.
@@ -53,21 +53,24 @@ func (s *Stage) KillBusy(ctx context.Context, run int64, statement string) (*Pro
 				return nil, fmt.Errorf("look whether %s is busy: %w", p.Name, err)
 			}
 			if open > 0 {
-				s.Say("kill -9: %s dies over %d open transactions, which Postgres rolls back.", p.Name, open)
+				s.Say("kill -9: %s dies over %d open transactions (%s), which Postgres rolls back.", p.Name, open, statement)
 				return p, p.Kill()
 			}
 		}
-		over, err := s.Int(ctx, `SELECT count(*) FROM oncemore.run WHERE id = $1 AND ended_at IS NOT NULL`, run)
-		if err != nil {
-			return nil, err
-		} else if over > 0 {
-			return nil, errors.New("the run has ended before a worker could be killed over it")
+		var late bool
+		if err := s.DB.QueryRow(ctx, over, args...).Scan(&late); err != nil {
+			return nil, fmt.Errorf("look whether it is too late to kill a worker: %w", err)
+		} else if late {
+			return nil, nil
 		}
 		if err := s.pause(ctx); err != nil {
 			return nil, fmt.Errorf("%w; it was waiting until a worker is busy", err)
 		}
 	}
 }
+
+// Over is a query that tells whether a run, its one parameter, has ended.
+const Over = `SELECT ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`
 
 // Operator acts in the plays.
 func (s *Stage) Operator() *admin.Operator { return &admin.Operator{Pool: s.DB, Actor: "anna"} }

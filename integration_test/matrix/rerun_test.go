@@ -91,7 +91,7 @@ func reruns() (all []scenario) {
 				w.operate(func(ctx context.Context, tx pgx.Tx) error {
 					return worker.SetBrake(ctx, tx, "", "to look", "the operator")
 				})
-				w.rerun(worker.Order{Canary: 2})
+				w.rerun(worker.Order{Canary: 2, CanaryShare: 1}) // the fault may be theirs
 			}},
 			{runWaits + `'all runs are stopped%')`, func(w *world) {
 				w.control(pauseRun)

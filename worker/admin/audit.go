@@ -19,7 +19,7 @@ type AuditEntry struct {
 	Actor    string    `json:"actor"`
 	Action   string    `json:"action"`   // resolve | retry | resend | drop | enqueue | rerun | pause | resume | cancel | rate | stop-all | release | schedule-pause | schedule-resume | schedule-run | schedule-put | schedule-delete
 	Type     string    `json:"job_type"` // empty: of several
-	Entities int64     `json:"entities"` // how many were changed
+	Entities int64     `json:"entities"` // how many were changed; a run counts as one
 	Sample   []string  `json:"sample"`   // the first ten of them
 	Reason   string    `json:"reason"`   // in the actor's words
 	Detail   string    `json:"detail"`   // what exactly, and by which selection

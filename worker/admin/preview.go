@@ -22,10 +22,16 @@ type Preview struct {
 	Selection plan.Selection `json:"selection"`
 	How       string         `json:"how"` // it selects, in words
 	plan.Tally
-	First    []plan.Item `json:"first"`              // ten of what is picked
-	Unknown  string      `json:"unknown,omitempty"`  // why the source could not be asked; then only what is open was looked at
-	Estimate *Forecast   `json:"estimate,omitempty"` // null: there is nothing that one could rest on
-	Going    *GoingRun   `json:"going,omitempty"`    // the run that an order of the same would join; null: none
+	First    []PickedEntity `json:"first"`              // ten of what is picked
+	Unknown  string         `json:"unknown,omitempty"`  // why the source could not be asked; then only what is open was looked at
+	Estimate *Forecast      `json:"estimate,omitempty"` // null: there is nothing that one could rest on
+	Going    *GoingRun      `json:"going,omitempty"`    // the run that an order of the same would join; null: none
+}
+
+// A PickedEntity is one that a selection picks, and what for.
+type PickedEntity struct {
+	Entity string        `json:"entity"`
+	Reason ledger.Reason `json:"reason"`
 }
 
 // A Forecast is how long something may take, and what says so.
@@ -58,13 +64,15 @@ func (op *Operator) Preview(ctx context.Context, jobType string, s plan.Selectio
 	if o.Timeout == 0 {
 		o.Timeout = time.Minute
 	}
-	p := &Preview{Selection: s, How: s.String(), First: []plan.Item{}}
+	p := &Preview{Selection: s, How: s.String(), First: []PickedEntity{}}
 	sv := &plan.Survey{Selection: s, Most: o.Most}
 	if s.Force {
 		sv.Epoch = math.MaxInt64 // a run draws one that is higher than all there are
 	}
 	sv.Each = func(items []plan.Item) error {
-		p.First = append(p.First, items[:min(len(items), sampleSize-len(p.First))]...)
+		for _, it := range items[:min(len(items), sampleSize-len(p.First))] {
+			p.First = append(p.First, PickedEntity{it.Entity, it.Reason})
+		}
 		if o.Picked != nil {
 			o.Picked(sv.Tally)
 		}

@@ -34,6 +34,7 @@ func (c card) Entity() string { return jobs.Key(c.N) }
 type office struct {
 	*testing.T
 	pool    *pgxpool.Pool
+	effect  jobs.Effect
 	mu      sync.Mutex
 	write   func(ctx context.Context, c card) error
 	written map[int]int
@@ -42,7 +43,7 @@ type office struct {
 // newOffice is one with so many cards to write, and no worker yet.
 func newOffice(t *testing.T, cards int) *office {
 	t.Parallel()
-	o := &office{T: t, pool: pgtest.Pool(t), written: map[int]int{}}
+	o := &office{T: t, pool: pgtest.Pool(t), effect: jobs.Repeatable, written: map[int]int{}}
 	o.exec(`CREATE TABLE card AS SELECT n FROM generate_series(1, $1::int) n`, cards)
 	o.worker(0) // the job type is known
 	return o
@@ -57,7 +58,7 @@ func (o *office) exec(statement string, args ...any) {
 
 func (o *office) worker(version int) *worker.Worker {
 	o.Helper()
-	set, err := jobs.NewSet(jobs.Job[card]{Effect: jobs.Repeatable, Source: jobs.SQL[card](`SELECT n::text AS entity, n FROM card`), Policy: jobs.Policy{Version: version},
+	set, err := jobs.NewSet(jobs.Job[card]{Effect: o.effect, Source: jobs.SQL[card](`SELECT n::text AS entity, n FROM card`), Policy: jobs.Policy{Version: version},
 		Do: func(ctx context.Context, c card) error {
 			o.mu.Lock()
 			o.written[c.N]++
@@ -93,6 +94,13 @@ func (o *office) opens(version int) (stop func()) {
 	})
 	o.Cleanup(stop)
 	return stop
+}
+
+// says is what becomes of a card from now on.
+func (o *office) says(write func(c card) error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.write = func(_ context.Context, c card) error { return write(c) }
 }
 
 func (o *office) by(actor string) *admin.Operator { return &admin.Operator{Pool: o.pool, Actor: actor} }
@@ -305,14 +313,12 @@ func TestStaleWorkThatFailsIsShownAsFailedWithItsReasons(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	stop()
-	o.mu.Lock()
-	o.write = func(_ context.Context, c card) error {
+	o.says(func(c card) error {
 		if c.N <= 12 {
 			return jobs.Permanent(errors.New("no ink"))
 		}
 		return nil
-	}
-	o.mu.Unlock()
+	})
 	o.opens(1)
 	id := o.rerun(worker.Order{Reason: "a new template"})
 	r := o.over(id)

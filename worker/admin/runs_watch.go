@@ -88,19 +88,22 @@ func (r *Run) count(ctx context.Context, tx pgx.Tx, skip []int32) (done []int32,
 // that a claim is about to replace, and one that was there when the entity was planned as
 // stale: these do not count. Of fan-outs an entity may be in several packs, since what is
 // missing is sent again; it is one entity all the same.
+//
+// (An element of an array is not picked by its number: that would unpack the whole array
+// for each of them.)
 const countRunSQL = `
 WITH p AS MATERIALIZED (
     SELECT k.pack, k.entities, k.reasons FROM oncemore.run_pack k
-    WHERE k.run = $1 AND k.pack >= $4 AND k.pack <= $6 AND NOT k.pack = ANY ($5::int[])
+    WHERE k.run = $1 AND k.pack >= $4 AND k.pack <= $6 AND k.pack <> ALL ($5::int[])
 ), e AS MATERIALIZED (
     SELECT p.pack, e.entity, c.trouble
-    FROM p CROSS JOIN LATERAL unnest(p.entities) WITH ORDINALITY AS e(entity, n)
+    FROM p CROSS JOIN LATERAL unnest(p.entities, p.reasons) WITH ORDINALITY AS e(entity, reason, n)
     LEFT JOIN LATERAL (SELECT l.completed_at, coalesce(l.epoch, 0) AS epoch FROM oncemore.ledger l
                        WHERE l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 OFFSET 0) l ON true
     LEFT JOIN LATERAL (SELECT coalesce(c.trouble, '') AS trouble, c.epoch FROM oncemore.claim c
                        WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
     WHERE (p.pack < $6 OR e.n <= $7)
-    AND (l.epoch IS NULL OR c.epoch > l.epoch OR p.reasons[e.n] IN ('stale_source', 'stale_version') AND l.completed_at < $8)
+    AND (l.epoch IS NULL OR c.epoch > l.epoch OR e.reason IN ('stale_source', 'stale_version') AND l.completed_at < $8)
 ), d AS (
     SELECT DISTINCT entity, trouble FROM e
 )

@@ -287,11 +287,14 @@ func (s *Survey) decide(ctx context.Context, tx pgx.Tx, page []Item) error {
 		if s.Force && !s.inWindow(st.Fact) {
 			continue
 		}
-		if it.Reason = st.Reason; st.Open != nil {
+		if it.Reason = st.Reason; st.Open != nil && st.Reason != ledger.Done { // else what is open asks for more than the source
 			if s.met == nil {
 				s.met = map[string]bool{}
 			}
 			s.met[it.Entity] = true
+		}
+		if st.Reason == ledger.InDoubt {
+			it.Args = st.Open.Args // the doubt is about these, whatever the source says by now
 		}
 		picked = s.pick(picked, it)
 	}

@@ -242,6 +242,10 @@ func TestAShellCompletesTypesAndOpenEntities(t *testing.T) {
 		"doubt resolve letter 3 --as ": "not-applied\n",
 		"audit --action ":              "enqueue\n",
 		"enqueue ":                     "letter\n",
+		"rerun ":                       "letter\n",
+		"runs show ":                   "1\tletter ended",
+		"runs pause ":                  "",
+		"runs stop-all --type ":        "parcel\n",
 		"retry letter --all --output ": "json\n",
 		"parked resend ":               "",
 	} {

@@ -176,6 +176,27 @@ func TestWhatIsForcedOrRuledOnNeedsAReason(t *testing.T) {
 	}
 }
 
+// A program without the jobs cannot ask a source in Go. The workers can.
+func TestWhatOnlyTheWorkersKnowIsPlannedByThem(t *testing.T) {
+	t.Parallel()
+	dsn := worked(t)
+	dry := call(t, Options{}, "rerun", "parcel", "--dry-run", "--database-url", dsn)
+	says(t, "without the jobs", dry.err, "What is missing is not known here, and the workers will ask")
+	says(t, "with them", call(t, Options{Set: testSet}, "rerun", "parcel", "--dry-run", "--database-url", dsn).err, "9  missing", "1  done: left alone")
+	working(t, dsn)
+	a := call(t, Options{}, "rerun", "parcel", "--yes", "--watch", "--interval", "100ms", "--database-url", dsn)
+	if a.code != 0 || !strings.Contains(a.err, "is complete: 9 of 9 done") {
+		t.Errorf("%+v", a)
+	}
+	if a := call(t, Options{}, "rerun", "unheard", "--yes", "--database-url", dsn); a.code != 1 || !strings.Contains(a.err, "there are: letter, mailing, parcel") {
+		t.Errorf("%+v", a)
+	}
+	// What carries re-runs is no job type of the application's.
+	if a := call(t, Options{}, "status", "--database-url", dsn); a.code != 0 || strings.Contains(a.out, "oncemore.rerun") || !strings.Contains(a.out, "re-run of parcel") {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestEntitiesAreReadFromAFileOrTheInput(t *testing.T) {
 	t.Parallel()
 	dsn := worked(t)
@@ -200,7 +221,7 @@ func TestARunIsPausedResumedSlowedAndCancelledFromTheCommandLine(t *testing.T) {
 	id := fmt.Sprint(row[int](t, dsn, `SELECT max(id)::int FROM oncemore.run`))
 	for _, test := range []struct{ args, asks, then string }{
 		{"pause " + id + " --reason so", "About to pause run " + id + " of letter", `SELECT paused IS NOT NULL FROM oncemore.run_control`},
-		{"rate " + id + " 2.5", "About to rate", `SELECT rate = 2.5 FROM oncemore.run_control`},
+		{"rate " + id + " 2.5", "About to change the rate of run", `SELECT rate = 2.5 FROM oncemore.run_control`},
 		{"resume " + id, "About to resume", `SELECT paused IS NULL FROM oncemore.run_control`},
 		{"cancel " + id, "About to cancel", `SELECT cancelled FROM oncemore.run WHERE id = ` + id},
 	} {

@@ -148,6 +148,9 @@ func writeRun(w io.Writer, s *admin.RunStory) error {
 	said("REASON", cell(s.Reason, wide))
 	said("FROM", cell(s.Origin, wide))
 	said("SCHEDULE", cell(s.Schedule, wide))
+	if s.Tick != nil {
+		said("TICK", stamp(*s.Tick))
+	}
 	said("STARTED", stamp(s.StartedAt)+" ("+when(s.Now, s.StartedAt)+")")
 	if s.PlannedAt != nil {
 		said("PLANNED", stamp(*s.PlannedAt))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -14,7 +15,8 @@ import (
 
 // An actOnRun is a command that changes one run.
 type actOnRun struct {
-	action string // "pause"
+	action string // "pause", as the audit has it
+	says   string // to do what to a run; empty: as action
 	then   string // what follows from it
 	must   bool   // give a reason
 	do     func(ctx context.Context, op *admin.Operator, id int64, reason string) (*admin.Result, error)
@@ -36,7 +38,7 @@ func (p *program) onRun(cmd *cobra.Command, a actOnRun, read func(args []string)
 		}
 		out := &proposal{Action: a.action, Type: s.Type, Sample: []admin.Run{s.Run}, rows: rows{{"RUN", "TYPE", "STATE", "STARTED", "DONE", "OF"},
 			{fmt.Sprint(s.ID), cell(s.Type, wide), string(s.State), when(s.Now, s.StartedAt), s.Words(), cell(runOf(&s.Run), narrow)}}}
-		out.what = fmt.Sprintf("%s run %d of %s", a.action, id, s.Type)
+		out.what = fmt.Sprintf("%s run %d of %s", cmp.Or(a.says, a.action), id, s.Type)
 		out.then = []string{a.then}
 		if s.State.Over() {
 			out.Sample, out.rows, out.Left = []admin.Run{}, nil, []admin.Left{{What: fmt.Sprintf("run %d", id), Why: "has ended"}}
@@ -82,7 +84,7 @@ func (p *program) runsRateCommand() *cobra.Command {
 	var rate float64
 	return p.onRun(&cobra.Command{Use: "rate RUN RATE", Short: "Change how many entities a run sends in a second", Args: cobra.ExactArgs(2),
 		Long: "Change how many entities a run sends in a second; 0 is as many as the database bears."},
-		actOnRun{action: "rate", then: "It is so from its next message on.",
+		actOnRun{action: "rate", says: "change the rate of", then: "It is so from its next message on.",
 			do: func(ctx context.Context, op *admin.Operator, id int64, reason string) (*admin.Result, error) {
 				return op.SetRate(ctx, id, rate, reason)
 			}},

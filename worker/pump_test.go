@@ -1,0 +1,58 @@
+package worker_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
+	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/worker"
+	"github.com/oncemore-jobs/oncemore/worker/throttle"
+)
+
+// Why a run waits has the numbers of the moment in it: the run shows the newest, and its
+// history does not fill with them.
+func TestARunThatWaitsForLongTellsItsHistoryOnce(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, `CREATE TABLE lag AS SELECT 1 AS behind`)
+	set := newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 100) n`, func(context.Context, letter) error { return nil }))
+	config := quietly(t)
+	// now() has the microsecond, so that no two readings agree.
+	config.Throttles = []throttle.Signal{throttle.SQL("the standby", `SELECT behind, 'it is behind at ' || now() FROM lag`)}
+	w := begin(t, pool, set, config)
+	opened := rerun(t, pool, worker.Order{Type: "letter"})
+	eventuallyRow(t, pool, "it waits", `SELECT waits LIKE 'the standby: %' FROM oncemore.run`)
+	first := text(t, pool, `SELECT waits FROM oncemore.run`)
+	eventuallyRow(t, pool, "it waits for another reason of the same signal", `SELECT waits LIKE 'the standby: %' AND waits <> $1 FROM oncemore.run`, first)
+	mustExec(t, pool, `UPDATE lag SET behind = 0`)
+	awaitRun(t, pool, 1)
+	mustStop(t, w)
+	if got := text(t, pool, story, opened.Run); got != "opened planned waiting going ended" {
+		t.Errorf("its history: %s", got)
+	}
+}
+
+// A slow rate makes small batches, whose share of the fixed costs is large. That is no
+// reason to make batches smaller yet: none of them took long.
+func TestBatchesThatAreSmallForWantOfRateDoNotShrinkTheOthers(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	set := newSet(t, jobs.Job[letter]{Source: jobs.SQL[letter](`SELECT n::text AS entity, n FROM generate_series(1, 60) n`),
+		Policy: jobs.Policy{PackSize: 100},
+		DoMany: func(ctx context.Context, tx pgx.Tx, _ []letter) error {
+			_, err := tx.Exec(ctx, `SELECT pg_sleep(0.03)`)
+			return err
+		}})
+	w := begin(t, pool, set, quietly(t))
+	rerun(t, pool, worker.Order{Type: "letter", Rate: 20})
+	if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+		t.Errorf("the run: %s", got)
+	}
+	mustStop(t, w)
+	if n := count(t, pool, `SELECT batch FROM oncemore.run`); n < 100 {
+		t.Errorf("batches shrank from 100 to %d", n)
+	}
+}
