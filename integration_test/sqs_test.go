@@ -454,9 +454,13 @@ func TestWorkersLoseAndDoubleNothingWhateverSQSDoes(t *testing.T) {
 	if err := producer.Send(t.Context(), ms...); err != nil {
 		t.Fatal(err)
 	}
-	s.fake.SetFaults(sqsfake.Faults{Duplicates: 0.1, PartialFailures: 0.05, Throttled: 0.02, LostAnswers: 0.02, LostReceives: 0.02, LostAcks: 0.05, ExpiredHandles: 0.02, Seed: random.Uint64()})
+	var qs []*sqsqueue.Queue
 	for range 3 {
-		s.work(map[string]queue.Queue{"": s.open(s.url, sqsqueue.Options{})})
+		qs = append(qs, s.open(s.url, sqsqueue.Options{}))
+	}
+	s.fake.SetFaults(sqsfake.Faults{Duplicates: 0.1, PartialFailures: 0.05, Throttled: 0.02, LostAnswers: 0.02, LostReceives: 0.02, LostAcks: 0.05, ExpiredHandles: 0.02, Seed: random.Uint64()})
+	for _, q := range qs {
+		s.work(map[string]queue.Queue{"": q})
 	}
 	s.await("all is done", func() bool { return s.number(facts) == n })
 	s.awaitEnd()

@@ -1,0 +1,288 @@
+package sqsqueue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/oncemore-jobs/oncemore/queue"
+)
+
+// ErrClosed is returned by Receive after [Queue.Close].
+var ErrClosed = errors.New("the queue is closed")
+
+// spareTime is how long what a poll brought may wait for a Receive, before it is released.
+// Polls hold messages for so much longer, so that a delivery is held for the whole
+// visibility timeout from when it is handed out.
+const spareTime = time.Second
+
+// polls are those that run, and what they brought that nobody has taken yet. Receives do
+// not own polls: they say how much they want, and take what has arrived.
+type polls struct {
+	most int // that may run at once
+
+	mu      sync.Mutex
+	changed chan struct{} // closed, and replaced, when something arrived or a poll ended
+	wanted  int           // messages, by the Receives that wait
+	asked   int           // messages, by the polls that run
+	running int
+	pace    int // polls that may run now: doubled by one that comes back full, halved by an empty one
+	arrived []arrival
+	err     error // of a poll, for a Receive that waits
+	sparing bool  // a timer runs for what has arrived
+	closed  bool
+
+	all    context.Context // of all polls: ends only when Close has waited long enough
+	cancel context.CancelFunc
+}
+
+type arrival struct {
+	queue.Delivery
+	at time.Time
+}
+
+func (p *polls) init(most int) {
+	p.most, p.pace, p.changed = most, 1, make(chan struct{})
+	p.all, p.cancel = context.WithCancel(context.Background())
+}
+
+// Receive returns up to max messages, of all types. When there are none it waits up to 20
+// seconds. A canceled ctx ends the wait with ctx's error; the polls that wait in SQS then go
+// on, for the next Receive. Messages that they bring while there is none are released.
+func (q *Queue) Receive(ctx context.Context, max int, _ []string) ([]queue.Delivery, error) {
+	if max < 1 {
+		return nil, nil
+	}
+	end := time.NewTimer(mostWait)
+	defer end.Stop()
+	p := &q.polls
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wanted += max
+	defer func() { p.wanted -= max }()
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if p.closed {
+			return nil, ErrClosed
+		}
+		if ds := p.take(max); len(ds) > 0 {
+			return ds, nil
+		}
+		if err := p.err; err != nil {
+			p.err = nil
+			return nil, fmt.Errorf("receive from %s: %w", q.url, err)
+		}
+		q.startPolls()
+		changed := p.changed
+		p.mu.Unlock()
+		expired := false
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-end.C:
+			expired = true
+		}
+		p.mu.Lock()
+		if expired {
+			return p.take(max), nil
+		}
+	}
+}
+
+// take is owned by the mutex, as all of polls.
+func (p *polls) take(max int) []queue.Delivery {
+	n := min(max, len(p.arrived))
+	if n == 0 {
+		return nil
+	}
+	ds := make([]queue.Delivery, n)
+	for i := range ds {
+		ds[i] = p.arrived[i].Delivery
+	}
+	if p.arrived = p.arrived[n:]; len(p.arrived) == 0 {
+		p.arrived = nil
+	}
+	return ds
+}
+
+// startPolls starts as many as are needed for what is wanted.
+func (q *Queue) startPolls() {
+	p := &q.polls
+	for p.running < p.pace {
+		n := min(mostEntries, p.wanted-p.asked-len(p.arrived))
+		if n < 1 {
+			return
+		}
+		p.running++
+		p.asked += n
+		go q.poll(n)
+	}
+}
+
+// poll asks SQS once for up to n messages.
+func (q *Queue) poll(n int) {
+	ctx, cancel := context.WithTimeout(q.polls.all, q.wait+beyondWait)
+	defer cancel()
+	in := &sqs.ReceiveMessageInput{QueueUrl: &q.url, MaxNumberOfMessages: int32(n),
+		VisibilityTimeout: seconds(min(q.visibility+spareTime, mostVisible)), WaitTimeSeconds: seconds(q.wait),
+		MessageAttributeNames:       []string{"All"},
+		MessageSystemAttributeNames: []types.MessageSystemAttributeName{types.MessageSystemAttributeNameApproximateReceiveCount}}
+	if q.fifo {
+		in.MessageSystemAttributeNames = append(in.MessageSystemAttributeNames, types.MessageSystemAttributeNameMessageGroupId)
+	}
+	begun := time.Now()
+	out, err := q.client.ReceiveMessage(ctx, in)
+	var ds []queue.Delivery
+	brought := 0
+	if err == nil {
+		now := time.Now()
+		brought = len(out.Messages)
+		for i := range out.Messages {
+			ds = append(ds, q.delivery(&out.Messages[i], now))
+		}
+		if q.fifo {
+			ds = q.groups.admit(ds, now, q.visibility+spareTime)
+		}
+		if brought == 0 {
+			// A server that does not wait must not make this a hot loop.
+			time.Sleep(min(q.wait, time.Second) - now.Sub(begun))
+		}
+	}
+
+	p := &q.polls
+	p.mu.Lock()
+	p.running--
+	p.asked -= n
+	switch {
+	case err != nil:
+		if p.wanted > 0 {
+			p.err = err
+		}
+	case brought == n:
+		p.pace = min(p.most, 2*p.pace)
+	case brought == 0:
+		p.pace = max(1, p.pace/2)
+	}
+	p.mu.Unlock()
+	q.arrive(ds...)
+}
+
+// arrive has the next Receive find ds.
+func (q *Queue) arrive(ds ...queue.Delivery) {
+	p := &q.polls
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for _, d := range ds {
+		p.arrived = append(p.arrived, arrival{d, now})
+	}
+	close(p.changed)
+	p.changed = make(chan struct{})
+	if len(p.arrived) > 0 && !p.sparing {
+		p.sparing = true
+		time.AfterFunc(spareTime, q.releaseSpare)
+	}
+}
+
+// releaseSpare releases what no Receive has taken in time.
+func (q *Queue) releaseSpare() {
+	p := &q.polls
+	p.mu.Lock()
+	n := 0
+	for n < len(p.arrived) && (p.closed || time.Since(p.arrived[n].at) >= spareTime) {
+		n++
+	}
+	ds := p.take(n)
+	if p.sparing = len(p.arrived) > 0; p.sparing {
+		time.AfterFunc(spareTime, q.releaseSpare)
+	}
+	p.mu.Unlock()
+	if len(ds) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	if err := q.Release(ctx, 0, ds...); err != nil {
+		q.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", q.url, "messages", len(ds), "error", err)
+	}
+}
+
+// Close ends receiving: it waits for the polls that still wait in SQS, up to [Options.Wait],
+// and releases what they bring. Call it after the workers have stopped and before the
+// process ends; without it such messages come again only when their visibility ends. When
+// ctx ends first, Close cuts the polls off and returns ctx's error. The other methods may
+// still be called.
+func (q *Queue) Close(ctx context.Context) error {
+	p := &q.polls
+	defer p.cancel()
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	for {
+		q.releaseSpare()
+		p.mu.Lock()
+		running, changed := p.running+len(p.arrived), p.changed
+		p.mu.Unlock()
+		if running == 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %d polls of %s: %w", running, q.url, ctx.Err())
+		}
+	}
+}
+
+// delivery makes one of what SQS handed out.
+func (q *Queue) delivery(m *types.Message, now time.Time) queue.Delivery {
+	r := receipt{since: now, handle: *m.ReceiptHandle}
+	if q.fifo {
+		r.group = m.Attributes[string(types.MessageSystemAttributeNameMessageGroupId)]
+	}
+	raw := Raw{Attributes: make(map[string]string, len(m.MessageAttributes))}
+	if m.MessageId != nil {
+		raw.ID = *m.MessageId
+	}
+	if m.Body != nil {
+		raw.Body = []byte(*m.Body)
+	}
+	for name, a := range m.MessageAttributes {
+		if a.StringValue != nil {
+			raw.Attributes[name] = *a.StringValue
+		}
+	}
+	d := queue.Delivery{Receipt: r.String(), Received: 1}
+	if n, err := strconv.Atoi(m.Attributes[string(types.MessageSystemAttributeNameApproximateReceiveCount)]); err == nil && n > 1 {
+		d.Received = n
+	}
+	var err error
+	if d.Message, err = q.decodeSafely(raw); err == nil {
+		err = d.Message.Check()
+	}
+	d.Delay = 0
+	if err != nil {
+		d.Bad = append([]byte{}, raw.Body...)
+		q.log.Warn("a message cannot be decoded", "queue", q.url, "message", raw.ID, "type", d.Type, "error", err)
+	}
+	return d
+}
+
+// decodeSafely keeps a Decoder's panic from ending the process: the message would only
+// come again and end the next one.
+func (q *Queue) decodeSafely(raw Raw) (m queue.Message, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the decoder panicked: %v", r)
+		}
+	}()
+	return q.decode(raw)
+}
