@@ -172,6 +172,7 @@ func age(r *rapid.T, of string) time.Duration {
 
 // fill draws what there is of a job type.
 func (w *world) fill(r *rapid.T, jobType string) {
+	w.exec(`DELETE FROM oncemore.message WHERE type = ANY ($1)`, pieceTypes)
 	w.exec(`TRUNCATE piece, oncemore.ledger, oncemore.attempt`)
 	w.exec(`DELETE FROM oncemore.claim c USING oncemore.job_type t WHERE t.id = c.job_type AND t.name = ANY ($1)`, pieceTypes)
 	var id int32
@@ -246,12 +247,12 @@ func selection(r *rapid.T, now time.Time) (s plan.Selection) {
 	return s
 }
 
-// short makes rapid try so many worlds where time is short, else a thousand; others each
-// time, unless a seed is given.
-func short(t *testing.T, checks string) {
+// short makes rapid try so many worlds where time is short, else as many as full says;
+// others each time, unless a seed is given.
+func short(t *testing.T, checks, full string) {
 	t.Helper()
 	if os.Getenv("ONCEMORE_FULL") != "" {
-		checks = "250"
+		checks = full
 	}
 	set(t, "rapid.checks", checks)
 	if seed := os.Getenv("ONCEMORE_SEED"); seed != "" {
@@ -271,7 +272,7 @@ func set(t *testing.T, name, value string) {
 // What a person is shown before they agree is what the workers then do, each entity for
 // the same reason.
 func TestPreviewAndExecutionAgreeEntityByEntity(t *testing.T) {
-	short(t, "50")
+	short(t, "50", "1000")
 	w := newWorld(t)
 	w.stops()
 	seen := map[ledger.Reason]int{}
@@ -327,7 +328,7 @@ func TestPreviewAndExecutionAgreeEntityByEntity(t *testing.T) {
 // claim is left behind that nothing carries on. (A done-check that never answers leaves
 // work in doubt, so that job type is left out.)
 func TestWhatIsPlannedIsDone(t *testing.T) {
-	short(t, "10")
+	short(t, "10", "150")
 	w := newWorld(t)
 	types := slices.DeleteFunc(slices.Clone(pieceTypes), func(name string) bool { return name == "posted" })
 	rapid.Check(t, func(r *rapid.T) {
