@@ -387,7 +387,7 @@ func TestTheSameRerunAskedForTwiceIsOne(t *testing.T) {
 func TestARunHeedsItsRateAndAChangeOfIt(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	set := newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 100000) n`, func(context.Context, letter) error { return nil }))
+	set := newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 10000) n`, func(context.Context, letter) error { return nil }))
 	w := begin(t, pool, set, quietly(t))
 	opened := rerun(t, pool, worker.Order{Type: "letter", Rate: 200})
 	eventuallyRow(t, pool, "it sends", `SELECT sent > 300 FROM oncemore.run`)

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/oncemore-jobs/oncemore/queue"
@@ -26,6 +27,7 @@ type Options struct {
 	AllTypes     bool          // Receive hands out messages of all types, whatever it is asked for
 	NoReceived   bool          // Received is not counted
 	BasicPlane   bool          // no text may have characters beyond U+FFFF
+	Bubble       bool          // the backend takes its time from package time alone and does no I/O: run each test in a [testing/synctest] bubble, where waiting takes no time and a busy machine spoils nothing
 	Delay        time.Duration // the shortest delay that the backend can keep; default 200 ms
 }
 
@@ -41,7 +43,12 @@ func (o Options) Run(t *testing.T, open func(t *testing.T) queue.Queue) {
 	for _, c := range slices.Concat(carrying, holding, settling, receiving) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			c.test(&suite{T: t, Queue: open(t), o: o})
+			test := func(t *testing.T) { c.test(&suite{T: t, Queue: open(t), o: o}) }
+			if o.Bubble {
+				synctest.Test(t, test)
+			} else {
+				test(t)
+			}
 		})
 	}
 }

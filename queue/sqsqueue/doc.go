@@ -26,6 +26,9 @@
 //     What must wait longer is sent through the Postgres queue, which every worker reads.
 //   - Send of several messages is not atomic: after an error some of them may be sent.
 //     Sending all of them again is right.
+//   - What a call returns is not always the error of one try: the SDK tries calls again
+//     that fail as a whole, and this package entries of a batch that SQS refuses by its
+//     own fault. Nobody above could tell them apart.
 //   - A message whose body is larger than the queue takes is split into several, which
 //     are acknowledged each for itself.
 //   - A message that is released again and again stays invisible for longer each time.

@@ -1,10 +1,10 @@
 package sqsqueue_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,12 +21,18 @@ var differs = queuetest.Options{NoPriorities: true, AllTypes: true, Delay: 1500 
 const visibility = 3 * time.Second
 
 func TestConformanceOnTheFake(t *testing.T) {
-	t.Parallel()
-	fake := sqsfake.New()
-	t.Cleanup(fake.Close)
-	var n atomic.Int64
+	differs := differs
+	differs.Bubble = true
 	differs.Run(t, func(t *testing.T) queue.Queue {
-		return newQueue(t, fake, fmt.Sprint("conformance-", n.Add(1)), nil, sqsqueue.Options{Visibility: visibility})
+		fake := sqsfake.New()
+		q := newQueue(t, fake, "q", nil, sqsqueue.Options{Visibility: visibility})
+		t.Cleanup(func() {
+			fake.Close()
+			if err := q.Close(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		return q
 	})
 }
 
