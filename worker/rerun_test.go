@@ -237,111 +237,91 @@ func TestACanaryThatLivesLetsTheRestFollow(t *testing.T) {
 	}
 }
 
-// While it is paused nothing of it begins; then it goes on where it was.
-func TestAPausedRunBeginsNothingUntilItIsResumed(t *testing.T) {
+// A run of 2,000 letters, of which the first few are being worked until they are let go.
+type held struct {
+	pool   *pgxpool.Pool
+	worker *running
+	run    int64
+	worked tally
+	letGo  func()
+}
+
+// whileHeld tells a story of a re-run, and the same of a fan-out.
+func whileHeld(t *testing.T, effect jobs.Effect, story func(t *testing.T, h *held)) {
 	t.Parallel()
-	for name, start := range map[string]func(*pgxpool.Pool) int64{
-		"a re-run":  func(pool *pgxpool.Pool) int64 { return rerun(t, pool, worker.Order{Type: "letter"}).Run },
-		"a fan-out": func(pool *pgxpool.Pool) int64 { enqueue(t, pgq(pool), mailing{1}); return 1 },
-	} {
+	for _, name := range []string{"a re-run", "a fan-out"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pool := pgtest.Pool(t)
+			h := &held{pool: pgtest.Pool(t), run: 1}
 			begun, open := make(chan struct{}), make(chan struct{})
+			h.letGo = func() { close(open) }
 			var once sync.Once
-			hold := func(ctx context.Context) error {
-				once.Do(func() { close(begun) })
-				select {
-				case <-open:
-					return nil
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
-			var worked tally
 			named := jobs.SQL[letter](`SELECT n::text AS entity, n FROM generate_series(1, 2000) n`)
 			set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return named }},
-				jobs.Job[letter]{Effect: jobs.Repeatable, Source: named, Policy: jobs.Policy{PackSize: 2}, Do: func(ctx context.Context, l letter) error {
-					worked.add(l.Entity())
-					return hold(ctx)
+				jobs.Job[letter]{Effect: effect, Source: named, Policy: jobs.Policy{PackSize: 2}, Do: func(ctx context.Context, l letter) error {
+					h.worked.add(l.Entity())
+					once.Do(func() { close(begun) })
+					select {
+					case <-open:
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
 				}})
 			config := quietly(t)
 			config.Slots = 4
-			w := begin(t, pool, set, config)
-			run := start(pool)
+			h.worker = begin(t, h.pool, set, config)
+			if name == "a fan-out" {
+				enqueue(t, pgq(h.pool), mailing{1})
+			} else {
+				rerun(t, h.pool, worker.Order{Type: "letter"})
+			}
 			within(t, "a letter is being worked", begun)
-			control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.PauseRun(ctx, tx, run, "the mailer is down") })
-			close(open)
-			eventuallyRow(t, pool, "what was on its way is done", `SELECT NOT EXISTS (SELECT FROM oncemore.message WHERE type = 'letter' AND visible_at < now() + interval '50 years')
-				AND NOT EXISTS (SELECT FROM oncemore.claim c JOIN oncemore.job_type t ON t.id = c.job_type AND t.name = 'letter')`)
-			before := worked.sum()
-			if before == 2000 {
-				t.Fatal("everything was done before the pause")
-			}
-			if n := count(t, pool, `SELECT count(*) FROM oncemore.ledger`); n != int64(before) {
-				t.Errorf("%d were worked, %d are done", before, n)
-			}
-			control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.ResumeRun(ctx, tx, run) })
-			if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
-				t.Errorf("the run: %s", got)
-			}
-			mustStop(t, w)
-			if worked.sum() != 2000 {
-				t.Errorf("%d letters were written, want 2,000", worked.sum())
+			story(t, h)
+			mustStop(t, h.worker)
+			if h.worked.sum() != 2000 {
+				t.Errorf("%d letters were written, want 2,000", h.worked.sum())
 			}
 		})
 	}
 }
 
+// While it is paused nothing of it begins; then it goes on where it was.
+func TestAPausedRunBeginsNothingUntilItIsResumed(t *testing.T) {
+	whileHeld(t, jobs.Repeatable, func(t *testing.T, h *held) {
+		control(t, h.pool, func(ctx context.Context, tx pgx.Tx) error {
+			return worker.PauseRun(ctx, tx, h.run, "the mailer is down")
+		})
+		h.letGo()
+		eventuallyRow(t, h.pool, "what was on its way is done", `SELECT NOT EXISTS (SELECT FROM oncemore.message WHERE type = 'letter' AND visible_at < now() + interval '50 years')
+			AND NOT EXISTS (SELECT FROM oncemore.claim c JOIN oncemore.job_type t ON t.id = c.job_type AND t.name = 'letter')`)
+		before := h.worked.sum()
+		if before == 2000 {
+			t.Fatal("everything was done before the pause")
+		}
+		if n := count(t, h.pool, `SELECT count(*) FROM oncemore.ledger`); n != int64(before) {
+			t.Errorf("%d were worked, %d are done", before, n)
+		}
+		control(t, h.pool, func(ctx context.Context, tx pgx.Tx) error { return worker.ResumeRun(ctx, tx, h.run) })
+		if got := awaitRun(t, h.pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+			t.Errorf("the run: %s", got)
+		}
+	})
+}
+
 // What has not begun is missing again, and another run finds it.
 func TestACancelledRunLeavesWhatHasNotBegunMissing(t *testing.T) {
-	t.Parallel()
-	for name, start := range map[string]func(*pgxpool.Pool) int64{
-		"a re-run":  func(pool *pgxpool.Pool) int64 { return rerun(t, pool, worker.Order{Type: "letter"}).Run },
-		"a fan-out": func(pool *pgxpool.Pool) int64 { enqueue(t, pgq(pool), mailing{1}); return 1 },
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			pool := pgtest.Pool(t)
-			begun, open := make(chan struct{}), make(chan struct{})
-			var once sync.Once
-			hold := func(ctx context.Context) error {
-				once.Do(func() { close(begun) })
-				select {
-				case <-open:
-					return nil
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
-			var worked tally
-			named := jobs.SQL[letter](`SELECT n::text AS entity, n FROM generate_series(1, 2000) n`)
-			set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return named }},
-				jobs.Job[letter]{Effect: jobs.Once, Source: named, Policy: jobs.Policy{PackSize: 2}, Do: func(ctx context.Context, l letter) error {
-					worked.add(l.Entity())
-					return hold(ctx)
-				}})
-			config := quietly(t)
-			config.Slots = 4
-			w := begin(t, pool, set, config)
-			run := start(pool)
-			within(t, "a letter is being worked", begun)
-			control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, run, "wrong text") })
-			close(open)
-			eventuallyRow(t, pool, "the run has ended", `SELECT cancelled AND NOT complete AND ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, run)
-			eventuallyRow(t, pool, "nothing goes on", quiet)
-			done := count(t, pool, `SELECT count(*) FROM oncemore.ledger`)
-			if done == 0 || done == 2000 {
-				t.Errorf("%d are done of what a cancelled run began", done)
-			}
-			rerun(t, pool, worker.Order{Type: "letter", Reason: "right text"})
-			eventuallyRow(t, pool, "the next run is complete", `SELECT complete FROM oncemore.run ORDER BY id DESC LIMIT 1`)
-			mustStop(t, w)
-			if worked.sum() != 2000 {
-				t.Errorf("%d letters were written, want 2,000", worked.sum())
-			}
-		})
-	}
+	whileHeld(t, jobs.Once, func(t *testing.T, h *held) {
+		control(t, h.pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, h.run, "wrong text") })
+		h.letGo()
+		eventuallyRow(t, h.pool, "the run has ended", `SELECT cancelled AND NOT complete AND ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, h.run)
+		eventuallyRow(t, h.pool, "nothing goes on", quiet)
+		if done := count(t, h.pool, `SELECT count(*) FROM oncemore.ledger`); done == 0 || done == 2000 {
+			t.Errorf("%d are done of what a cancelled run began", done)
+		}
+		rerun(t, h.pool, worker.Order{Type: "letter", Reason: "right text"})
+		eventuallyRow(t, h.pool, "the next run is complete", `SELECT complete FROM oncemore.run ORDER BY id DESC LIMIT 1`)
+	})
 }
 
 func TestTheSameRerunAskedForTwiceIsOne(t *testing.T) {
