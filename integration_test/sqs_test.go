@@ -170,9 +170,9 @@ func (s *sqsStage) send(to queue.Sender, as ...jobs.Args) {
 
 func (s *sqsStage) await(what string, is func() bool) {
 	s.Helper()
-	for end := time.Now().Add(time.Minute); !is(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			s.Fatalf("after a minute: not yet: %s", what)
+			s.Fatalf("after three minutes: not yet: %s", what)
 		}
 	}
 }

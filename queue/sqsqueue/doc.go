@@ -13,7 +13,8 @@
 // be lost to their visibility timeout. So a poll outlives its Receive: the next Receive
 // takes it up, and what it brings while nobody receives is released at once. There are as
 // many polls as free slots need, more while they come back full and fewer while they come
-// back empty; an idle queue costs one.
+// back empty; an idle queue costs one. While they come back full, a Receive gathers what
+// several of them bring.
 //
 // # Where it differs from other queues
 //

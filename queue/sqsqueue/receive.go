@@ -22,6 +22,11 @@ var ErrClosed = errors.New("the queue is closed")
 // visibility timeout from when it is handed out.
 const spareTime = time.Second
 
+// gatherTime is how long a Receive waits for further polls, from its first message on, while
+// polls come back full. Otherwise it would return with the ten of the first one; a worker
+// may not ask again before it has room for many, and what the others bring would be spare.
+const gatherTime = 100 * time.Millisecond
+
 // polls are those that run, and what they brought that nobody has taken yet. Receives do
 // not own polls: they say how much they want, and take what has arrived.
 type polls struct {
@@ -32,7 +37,8 @@ type polls struct {
 	wanted  int           // messages, by the Receives that wait
 	asked   int           // messages, by the polls that run
 	running int
-	pace    int // polls that may run now: doubled by one that comes back full, halved by an empty one
+	pace    int  // polls that may run now: doubled by one that comes back full, halved by an empty one
+	hot     bool // the last poll came back full: there is more
 	arrived []arrival
 	err     error // of a poll, for a Receive that waits
 	sparing bool  // a timer runs for what has arrived
@@ -66,6 +72,7 @@ func (q *Queue) Receive(ctx context.Context, max int, _ []string) ([]queue.Deliv
 	defer p.mu.Unlock()
 	p.wanted += max
 	defer func() { p.wanted -= max }()
+	var gather <-chan time.Time
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -73,24 +80,37 @@ func (q *Queue) Receive(ctx context.Context, max int, _ []string) ([]queue.Deliv
 		if p.closed {
 			return nil, ErrClosed
 		}
-		if ds := p.take(max); len(ds) > 0 {
-			return ds, nil
+		if n := len(p.arrived); n >= max || n > 0 && !p.hot {
+			return p.take(max), nil
 		}
-		if err := p.err; err != nil {
+		if err := p.err; err != nil && len(p.arrived) == 0 {
 			p.err = nil
 			return nil, fmt.Errorf("receive from %s: %w", q.url, err)
 		}
 		q.startPolls()
+		if len(p.arrived) > 0 {
+			if p.running == 0 {
+				return p.take(max), nil
+			}
+			if gather == nil {
+				gather = time.After(gatherTime)
+			}
+		}
 		changed := p.changed
 		p.mu.Unlock()
-		expired := false
+		var gathered, expired bool
 		select {
 		case <-ctx.Done():
 		case <-changed:
+		case <-gather:
+			gathered = true
 		case <-end.C:
 			expired = true
 		}
 		p.mu.Lock()
+		if gathered {
+			p.hot = false // those that still wait in SQS find nothing there, or are slow
+		}
 		if expired {
 			return p.take(max), nil
 		}
@@ -163,13 +183,16 @@ func (q *Queue) poll(n int) {
 	p.asked -= n
 	switch {
 	case err != nil:
+		p.hot = false
 		if p.wanted > 0 {
 			p.err = err
 		}
 	case brought == n:
-		p.pace = min(p.most, 2*p.pace)
+		p.hot, p.pace = true, min(p.most, 2*p.pace)
 	case brought == 0:
-		p.pace = max(1, p.pace/2)
+		p.hot, p.pace = false, max(1, p.pace/2)
+	default:
+		p.hot = false
 	}
 	p.mu.Unlock()
 	q.arrive(ds...)

@@ -171,6 +171,34 @@ func TestThereAreAsManyPollsAsFreeSlotsNeedAndNoMore(t *testing.T) {
 	})
 }
 
+// A worker with slow jobs asks seldom, for many, and takes what it gets. What was brought for
+// it does not go back and forth meanwhile.
+func TestWhatIsReceivedForASlowWorkerIsReceivedOnce(t *testing.T) {
+	bubble(t, "q", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
+		fake.SetFaults(sqsfake.Faults{Slow: 30 * time.Millisecond})
+		var ms []queue.Message
+		for i := range 500 {
+			ms = append(ms, one("t", "e", i))
+		}
+		send(t, q, ms...)
+		again, calls := 0, 0
+		for got := 0; got < len(ms); calls++ {
+			ds := receive(t, q, 49)
+			for _, d := range ds {
+				if d.Received > 1 {
+					again++
+				}
+			}
+			got += len(ds)
+			ack(t, q, ds...)
+			time.Sleep(20 * time.Second) // no room
+		}
+		if again > 25 || calls > 20 {
+			t.Errorf("%d of %d messages were given back and received again, in %d receives", again, len(ms), calls)
+		}
+	})
+}
+
 func TestAMessageIsHeldForTwelveHoursAtMost(t *testing.T) {
 	bubble(t, "q", nil, sqsqueue.Options{Visibility: time.Hour}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		send(t, q, one("t", "e", 1))
