@@ -1,0 +1,180 @@
+package ledgerhttp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
+)
+
+// A Config is what all operations of a [Keys] have in common.
+type Config struct {
+	// Scope returns who calls: the identity that the request was authenticated as, never the
+	// credential itself. Two callers may use the same key, and do not see each other's answers.
+	// An error refuses the request with 401. Required; an API without callers returns "".
+	Scope func(*http.Request) (string, error)
+
+	Docs  string        // the address of the API's documentation of keys, to which problems point; empty: [Docs]
+	Name  string        // of this process, in the list of workers; empty: the host's
+	Lease time.Duration // of this process, for operations with an outside effect; 0: ledger.DefaultLease
+	Log   *slog.Logger  // nil: slog.Default()
+}
+
+// Keys guards handlers. It is safe for concurrent use.
+type Keys struct {
+	pool   *pgxpool.Pool
+	ledger *ledger.Ledger
+	config Config
+	log    *slog.Logger
+
+	stop    context.CancelFunc // of the loop that deletes expired answers
+	stopped chan struct{}
+
+	joining sync.Mutex // held by who takes a lease
+
+	mu      sync.Mutex // owns what follows
+	closing bool
+	running sync.WaitGroup // requests; added to only while not closing
+	lease   *ledger.Lease  // nil: none yet
+	hands   map[hand]bool
+}
+
+var errClosing = errors.New("the server is shutting down")
+
+// New returns Keys on the database of pool, whose schema must be current (see package
+// migrations). It deletes expired answers once a minute until [Keys.Close].
+func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
+	if c.Scope == nil {
+		return nil, errors.New("ledgerhttp: Config.Scope is missing: a key belongs to a caller, so say whose a request is")
+	}
+	if c.Name == "" {
+		c.Name, _ = os.Hostname() // it only helps whoever reads the list
+	}
+	c.Docs = cmp.Or(c.Docs, Docs)
+	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, stopped: make(chan struct{})}
+	if k.log == nil {
+		k.log = slog.Default()
+	}
+	var ctx context.Context
+	ctx, k.stop = context.WithCancel(context.Background())
+	go k.expire(ctx)
+	return k, nil
+}
+
+// Guard returns next behind o: requests that were done are answered with what they were
+// answered, and do not reach it. It registers the operation, so it needs the database. An
+// operation with an outside effect is claimed by this process's lease, which the first such
+// Guard takes.
+//
+// Behind it next gets a request whose body is in memory, and whose context does not end when
+// the client goes away.
+func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.Handler, error) {
+	if err := o.finish(); err != nil {
+		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
+	}
+	g := &guarded{Keys: k, op: o, next: next, kind: ledger.Type{Name: o.Name, Effect: o.Effect, Timeout: o.Timeout, Checked: o.Check != nil}}
+	if err := k.ledger.Register(ctx, &g.kind, "", o.Aliases...); err != nil {
+		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
+	}
+	if g.try = g.outside; o.Effect == ledger.InTransaction {
+		g.try = g.inTransaction
+		// It is not asked for each request whether there is a claim, so there must be none.
+		for _, err := range k.ledger.Opens(ctx, &g.kind, ledger.NoTrouble, "", 1) {
+			if err == nil {
+				err = errors.New("requests are open from when its effect was outside: let them end, or resolve them, before it is in transaction")
+			}
+			return nil, fmt.Errorf("guard %s: %w", o.Name, err)
+		}
+		return g, nil
+	}
+	if _, err := k.living(ctx); err != nil {
+		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
+	}
+	return g, nil
+}
+
+// Close lets go of the database: call it when http.Server.Shutdown has returned. Requests
+// that come later are refused with 503. It waits for those that are being worked until ctx
+// ends, and then leaves the lease: what is claimed still is left to its effect class.
+func (k *Keys) Close(ctx context.Context) error {
+	k.joining.Lock()
+	k.mu.Lock()
+	k.closing = true
+	lease := k.lease
+	k.mu.Unlock()
+	k.joining.Unlock()
+	k.stop()
+	<-k.stopped
+	quiet := make(chan struct{})
+	go func() { k.running.Wait(); close(quiet) }()
+	var err error
+	select {
+	case <-quiet:
+	case <-ctx.Done():
+		err = fmt.Errorf("close: requests are still being worked: %w", context.Cause(ctx))
+	}
+	if lease != nil {
+		// Bounded by itself: a context that has ended must not keep others from what we held.
+		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = errors.Join(err, lease.Leave(leave))
+	}
+	return err
+}
+
+// enter counts a request in, unless we are closing.
+func (k *Keys) enter() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closing {
+		return false
+	}
+	k.running.Add(1)
+	return true
+}
+
+func (k *Keys) expire(ctx context.Context) {
+	defer close(k.stopped)
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := k.Expire(ctx); err != nil && ctx.Err() == nil {
+			k.log.Warn("expired responses were not deleted", "error", err)
+		}
+	}
+}
+
+// Expire deletes the answers that have expired, and tells how many. They are not shown any
+// more in any case; the facts stay.
+func (k *Keys) Expire(ctx context.Context) (n int64, err error) {
+	for {
+		tag, err := k.pool.Exec(ctx, expireSQL, expireMost)
+		if err != nil {
+			return n, fmt.Errorf("delete expired responses: %w", err)
+		}
+		if n += tag.RowsAffected(); tag.RowsAffected() < expireMost {
+			return n, nil
+		}
+	}
+}
+
+const expireMost = 1000
+
+const expireSQL = `
+/* response: expire */
+DELETE FROM oncemore.response
+WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM oncemore.response r WHERE r.expires_at < now() ORDER BY r.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))`

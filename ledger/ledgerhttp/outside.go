@@ -1,0 +1,236 @@
+package ledgerhttp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
+)
+
+// outside tries to do a request whose effect is not in our Postgres: claim, handler, record.
+func (g *guarded) outside(req *request) (outcome, error) {
+	ctx, cancel := recording(req)
+	defer cancel()
+	lease, err := g.living(ctx)
+	if err != nil {
+		return outcome{}, err
+	}
+	standings, err := g.ledger.Look(ctx, &g.kind, []ledger.Want{req.want})
+	if err != nil {
+		return outcome{}, err
+	}
+	st := &standings[0]
+	h := hand{g.kind.ID, req.want.Entity}
+	if st.Reason == ledger.Ongoing && st.Open.Owner == lease.ID && !g.holds(h) {
+		return outcome{}, g.giveBack(ctx, req, lease, st.Open)
+	}
+	if st.Reason == ledger.InDoubt && st.Open.Trouble != ledger.Doubtful {
+		g.listDoubt(ctx, req, lease, st.Open)
+	}
+	if !st.Reason.Run() {
+		return g.standing(ctx, st)
+	}
+	if !g.take(h) {
+		return outcome{busy: true}, nil
+	}
+	at := &attempt{guarded: g, req: req, lease: lease, hand: h, verify: st.Verify}
+	claims, err := g.ledger.Claim(ctx, &g.kind, lease.ID, []ledger.Candidate{{Want: req.want, Standing: *st, Args: described(req)}})
+	if err != nil || !claims[0].Won {
+		g.drop(h)
+		return outcome{}, err // outrun: look again
+	}
+	at.claim = claims[0]
+	return at.make()
+}
+
+// giveBack ends a claim of ours that no request here has: the answer to the claim was lost,
+// and its handler never began. By its fence, for should it just have been settled, then the
+// fence has changed.
+func (g *guarded) giveBack(ctx context.Context, req *request, lease *ledger.Lease, o *ledger.Open) error {
+	out := &ledger.Outcome{Want: req.want, State: ledger.Returned, Fence: o.Fence, Attempts: o.Attempts - 1, Absent: true}
+	return g.ledger.RunBatch(ctx, func(b *pgx.Batch) { ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out}) })
+}
+
+// listDoubt writes down what the class makes of a claim whose process died, so that it is
+// found among what is in doubt. Who asks gets the same answer without it.
+func (g *guarded) listDoubt(ctx context.Context, req *request, lease *ledger.Lease, o *ledger.Open) {
+	out := &ledger.Outcome{Want: req.want, State: ledger.Unclear, Fence: o.Fence, Attempts: o.Attempts, Class: "http", Error: "its process died over it"}
+	if err := g.ledger.RunBatch(ctx, func(b *pgx.Batch) { ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out}) }); err != nil {
+		g.log.Warn("a doubt was not listed", "operation", g.op.Name, "entity", req.want.Entity, "error", err)
+	}
+}
+
+// described is what an operator finds beside a claim, who reads of an entity in doubt.
+func described(req *request) string {
+	text, _ := json.Marshal(map[string]string{"method": req.Method, "path": req.URL.EscapedPath()}) // of strings: it cannot fail
+	return string(text)
+}
+
+// An attempt is a claimed try to do one request.
+type attempt struct {
+	*guarded
+	req    *request
+	lease  *ledger.Lease
+	hand   hand // held until the end is recorded
+	claim  ledger.Claim
+	verify bool // the world is to be asked first
+}
+
+// make runs the handler and records how it ended. The claim is durable: from here on a
+// crash is what the effect class says of it.
+func (at *attempt) make() (outcome, error) {
+	timed, cancel := context.WithTimeout(context.WithoutCancel(at.req.Context()), at.op.Timeout)
+	defer cancel()
+	ctx, end := context.WithCancelCause(timed)
+	defer end(nil)
+	defer context.AfterFunc(at.lease.Context(), func() { end(context.Cause(at.lease.Context())) })()
+	c := &call{effectKey: ledger.EffectKey(at.kind.Name, at.req.want.Entity, at.claim.Epoch)}
+	ctx = context.WithValue(ctx, callKey{}, c)
+
+	if !at.lease.Alive() { // a process that stood still wakes up without notice
+		return at.leave(ledger.Returned, true, "", nil)
+	}
+	ended := false
+	defer func() {
+		if !ended { // a panic, which goes on
+			_, _ = at.leave(at.interrupted(c), c.absent.Load(), "panic", nil)
+		}
+	}()
+	if at.verify {
+		rec := newRecorder(at.op.MaxResponse)
+		done, err := at.check(rec, at.req.again(ctx))
+		switch {
+		case err != nil:
+			ended = true
+			at.log.Warn("it cannot be told whether a request was done", "operation", at.op.Name, "entity", at.req.want.Entity, "error", err)
+			out, err := at.leave(ledger.Unclear, false, "check: "+err.Error(), nil)
+			if err == nil {
+				out = outcomeUnknown.outcome()
+			}
+			return out, err
+		case done:
+			ended = true
+			return at.complete(rec.answer(), ledger.DoneCheck)
+		}
+	}
+	a, err := at.run(ctx, at.req)
+	ended = true
+	switch {
+	case err != nil: // the effect has happened, and is not to be repeated for the length of its answer
+		at.log.Error("response too large to be kept", "operation", at.op.Name, "entity", at.req.want.Entity, "allowed", at.op.MaxResponse)
+		rec := newRecorder(1 << 16)
+		at.refuse(rec, unstorable)
+		return at.complete(rec.answer(), ledger.Reported)
+	case at.op.Store(a.status):
+		return at.complete(a, ledger.Reported)
+	case a.status == http.StatusTooManyRequests:
+		c.absent.Store(true)
+	}
+	return at.leave(at.interrupted(c), c.absent.Load(), fmt.Sprintf("answered %d", a.status), a)
+}
+
+// check asks the world. Without a Check nobody can tell.
+func (at *attempt) check(w http.ResponseWriter, r *http.Request) (bool, error) {
+	if at.op.Check == nil {
+		return false, errors.New("the operation has no Check")
+	}
+	return at.op.Check(w, r)
+}
+
+// interrupted is what becomes of a request whose handler ended without a final answer. For
+// all but Once the decision comes with the next request, which looks at the class and the time.
+func (at *attempt) interrupted(c *call) ledger.State {
+	if at.op.Effect == ledger.Once && !c.absent.Load() {
+		return ledger.Unclear
+	}
+	return ledger.ToRetry
+}
+
+// leave records that the attempt came to no final answer; a is what the client gets all the
+// same.
+func (at *attempt) leave(state ledger.State, absent bool, why string, a *answer) (outcome, error) {
+	o := at.outcome(state)
+	o.Absent, o.Error, o.Class = absent, why, "http"
+	if state == ledger.Returned {
+		o.Attempts--
+	}
+	if !absent {
+		o.Delay = at.op.Effect.Settle()
+	}
+	err := at.persist(func(ctx context.Context) error {
+		// A second time, after a lost reply, the fence has changed and nothing happens.
+		return at.ledger.RunBatch(ctx, func(b *pgx.Batch) { ledger.Settle(b, &at.kind, at.lease.ID, []*ledger.Outcome{o}) })
+	})
+	if a != nil {
+		return outcome{answer: a}, nil // true of this attempt, whatever is recorded of it
+	}
+	return outcome{}, err
+}
+
+// complete records the fact by the claim's fence, and the answer with it.
+func (at *attempt) complete(a *answer, evidence ledger.Evidence) (outcome, error) {
+	o := at.outcome(ledger.Completed)
+	o.Evidence = evidence
+	var lost bool
+	err := at.persist(func(ctx context.Context) (err error) {
+		lost, err = at.tryComplete(ctx, o, a)
+		o.Again = true
+		return err
+	})
+	switch {
+	case err != nil:
+		return outcome{}, err
+	case lost: // it was done or decided on by others meanwhile: that is what counts
+		return at.look(at.req)
+	}
+	return outcome{answer: a}, nil
+}
+
+func (at *attempt) tryComplete(ctx context.Context, o *ledger.Outcome, a *answer) (lost bool, err error) {
+	tx, err := at.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		return false, err
+	}
+	defer rollback(tx)
+	mine, err := ledger.Hold(ctx, tx, &at.kind, recordTime, []*ledger.Outcome{o})
+	if err != nil {
+		return false, err
+	}
+	if !mine[0] {
+		rollback(tx)
+		return true, at.concede(ctx, o)
+	}
+	if err := at.store(ctx, tx, o.Want, a); err != nil {
+		return false, err
+	}
+	return false, tx.Commit(ctx)
+}
+
+// concede ends a claim whose fact is there already, recorded by the app itself. Where the
+// claim is gone, its fence was lost, and what we did is disputed; or it was us, and only the
+// reply was lost, which is told apart there.
+func (at *attempt) concede(ctx context.Context, o *ledger.Outcome) error {
+	end := *o
+	end.Again = true // the fact that is there must not fail it
+	if err := at.ledger.RunBatch(ctx, func(b *pgx.Batch) {
+		end.Refused = false
+		ledger.Settle(b, &at.kind, at.lease.ID, []*ledger.Outcome{&end})
+	}); err != nil {
+		return err
+	}
+	if o.Refused = end.Refused; !o.Refused {
+		return nil
+	}
+	return at.ledger.RecordDisputes(ctx, &at.kind, at.lease.ID, []*ledger.Outcome{o})
+}
+
+func (at *attempt) outcome(state ledger.State) *ledger.Outcome {
+	w := at.req.want
+	w.Epoch = at.claim.Epoch
+	return &ledger.Outcome{Want: w, State: state, Fence: at.claim.Fence, Attempts: at.claim.Attempts}
+}
