@@ -143,6 +143,26 @@ func (l *Ledger) Sweep(ctx context.Context, t *Type, os []*Open) error {
 	return l.drop(ctx, t, entities, fences)
 }
 
+// SweepDead removes claims that dead workers left beside facts that outrank them, of the
+// given types: nobody else looks at them until the work is asked for again. It reads all
+// claims, so it is for now and then.
+func (l *Ledger) SweepDead(ctx context.Context, types []int32) error {
+	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(sweepDeadSQL, types) })
+	if err != nil {
+		return fmt.Errorf("sweep claims of dead workers that are done: %w", err)
+	}
+	return nil
+}
+
+const sweepDeadSQL = `
+/* claim: sweep what the dead left */
+DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
+    SELECT c.ctid FROM oncemore.claim c
+    WHERE c.job_type = ANY ($1::int[]) AND EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND w.dead_at IS NOT NULL)
+      AND EXISTS (SELECT FROM oncemore.ledger l WHERE l.job_type = c.job_type AND l.entity = c.entity
+                  AND coalesce(l.epoch, 0) >= c.epoch AND coalesce(l.source_version, 0) >= c.source_version)
+    ORDER BY c.job_type, c.entity LIMIT 1000 FOR UPDATE OF c SKIP LOCKED))`
+
 func (l *Ledger) drop(ctx context.Context, t *Type, entities []string, fences []int64) error {
 	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(dropSQL, t.ID, entities, fences) })
 	if err != nil {

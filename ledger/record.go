@@ -65,6 +65,8 @@ var ErrBusy = errors.New("another transaction is completing this work")
 // It waits for a transaction that is recording the same entity, at most patience, and
 // then returns [ErrBusy]; the transaction is then of no more use. The settings it makes
 // for itself are back at their defaults when it returns.
+// The Epoch of an outcome that is ours becomes that of its fact: it was drawn now where the
+// fact replaces one of an older source.
 func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs []*Outcome) (mine []bool, err error) {
 	mine = make([]bool, len(outs))
 	index := make(map[string]int, len(outs))
@@ -79,7 +81,12 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 	}
 	won := func(rows pgx.Rows) error {
 		var entity string
-		_, err := pgx.ForEachRow(rows, []any{&entity}, func() error { mine[index[entity]] = true; return nil })
+		var epoch int64
+		_, err := pgx.ForEachRow(rows, []any{&entity, &epoch}, func() error {
+			i := index[entity]
+			mine[i], outs[i].Epoch = true, epoch
+			return nil
+		})
 		return err
 	}
 	b := &pgx.Batch{}
@@ -87,12 +94,12 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 	if len(first) > 0 {
 		c := factColumns(inKeyOrder(first))
 		statement, params := c.first(t)
-		b.Queue(statement+doNothing+` RETURNING entity`, params...).Query(won)
+		b.Queue(statement+doNothing+` RETURNING entity, coalesce(epoch, 0)`, params...).Query(won)
 	}
 	if len(claimed) > 0 {
 		c := factColumns(inKeyOrder(claimed))
 		b.Queue(steadyPlans)
-		b.Queue(completeCTE+`SELECT fact.entity FROM fact`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(won)
+		b.Queue(completeCTE+`SELECT fact.entity, coalesce(fact.epoch, 0) FROM fact`, t.ID, version(t), c.entity, c.fp, c.attempts, c.run, c.source, c.evidence, c.fence, c.epoch).Query(won)
 		queueUsualPlans(b)
 	}
 	b.Queue(`SET LOCAL lock_timeout TO DEFAULT`)

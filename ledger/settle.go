@@ -362,7 +362,7 @@ const completeCTE = claimedCTE + `
         source_version = excluded.source_version, evidence = excluded.evidence, completed_at = excluded.completed_at,
         epoch = CASE WHEN coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0) THEN excluded.epoch ELSE nextval('oncemore.epoch') END
     WHERE coalesce(l.epoch, 0) < coalesce(excluded.epoch, 0) OR coalesce(l.source_version, 0) < coalesce(excluded.source_version, 0)
-    RETURNING l.entity
+    RETURNING l.entity, l.epoch
 )
 `
 

@@ -19,3 +19,25 @@ func TestI1NoLossAFactOfAnOlderSourceSweepsNoClaimAway(t *testing.T) {
 	w.want("the newer source", w.look(source(e, 9)).Reason, ledger.Failed)
 	w.want("an even newer source", w.look(source(e, 11)).Reason.Run(), true)
 }
+
+// Its work is done, by the first delivery that it met; it died before it could look again.
+// Whoever calls only for what is missing never looks at it.
+func TestWhatDeadWorkersLeftBesideFactsIsSwept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, ledger.Repeatable)
+	dead, living := w.worker(), w.worker()
+	claims := map[string]int64{"done": dead, "not done": dead, "held": living}
+	for entity, owner := range claims {
+		w.claimAs(owner, plain(entity), ledger.Standing{})
+	}
+	newer := plain("newer")
+	newer.SourceVersion = 2
+	w.claimAs(dead, newer, ledger.Standing{})
+	w.exec(`INSERT INTO oncemore.ledger (fingerprint, job_type, attempts, evidence, entity) SELECT 0, $1, 1, 'r', e FROM unnest('{done,held,newer}'::text[]) e`, w.kind.ID)
+	w.die(dead)
+	w.ok(w.SweepDead(t.Context(), []int32{w.kind.ID + 1}))
+	w.want("claims, when another type is swept", w.opens(), 4)
+	w.ok(w.SweepDead(t.Context(), []int32{w.kind.ID}))
+	w.want("claims", w.opens(), 3)
+	w.want("of what is done", value[bool](w, `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = 'done')`), false)
+}

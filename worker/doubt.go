@@ -26,11 +26,25 @@ func (l *life) recheck(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		l.sweepDead(ctx)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
 				after[k] = l.recheckKind(ctx, k, after[k])
 			}
 		}
+	}
+}
+
+// sweepDead removes what workers that died between two looks of a claim left beside facts.
+func (l *life) sweepDead(ctx context.Context) {
+	var types []int32
+	for name, k := range l.kinds {
+		if name == k.name {
+			types = append(types, k.ID)
+		}
+	}
+	if err := l.ledger.SweepDead(ctx, types); err != nil && ctx.Err() == nil {
+		l.log.Warn("claims of done work stay until it is asked for again", "error", err)
 	}
 }
 

@@ -116,6 +116,9 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 		it.end = ending{}
 		if held[i] {
 			mine = append(mine, it)
+			if it == first {
+				ctx.attempt.Epoch = outs[i].Epoch
+			}
 		} else {
 			it.end.reason = ledger.Ongoing
 		}
