@@ -55,12 +55,14 @@ func types(s *suite) {
 	}
 	s.ack(got...)
 	s.none(s.o.Delay, "known", "also known")
+	began := time.Now()
 	rest := s.take(2)
+	slow := time.Since(began) > s.Visibility()/2 // then one may have come back before the other came
 	if e := entities(rest); !slices.Equal(e, []string{"s1", "s2"}) {
 		s.Errorf("what was left to others is %v", e)
 	}
 	for _, d := range rest {
-		if d.Received != 1 && !s.o.NoReceived {
+		if d.Received != 1 && !s.o.NoReceived && !slow {
 			s.Errorf("received %d times", d.Received)
 		}
 	}
