@@ -117,7 +117,7 @@ func (t *tale) blows(kills int) (all []blow) {
 			all = append(all, blow{from + (to-from)*random.Float64(), do})
 		}
 	}
-	strike(kills, 0.02, 0.95, t.kill)
+	strike(kills, 0.02, 0.75, t.kill)
 	strike(t.pauses, 0.02, 0.9, t.pause)
 	strike(t.lags, 0.02, 0.8, t.lag)
 	if t.held > 0 {
