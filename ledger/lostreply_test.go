@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -29,6 +30,8 @@ func (c deafConn) Read(p []byte) (int, error) {
 	}
 	var all []byte
 	buf := make([]byte, 1<<16)
+	// What has no such end, an error's answer for one, is lost as well, and not waited for.
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	for {
 		n, err := c.Conn.Read(buf)
 		all = append(all, buf[:n]...)
