@@ -213,15 +213,7 @@ func (l *life) rerun(it *item) {
 	ctx := l.begin(it)
 	defer ctx.end()
 	r, err := l.visitRerun(ctx, it)
-	switch {
-	case errors.Is(err, errNotOurs):
-		l.outrun(it)
-	case err != nil:
-		l.judge(it, fmt.Errorf("visit the re-run of %s: %w", it.kind.rerunOf.name, err))
-	default:
-		it.end.note = r.tale()
-		l.endItem(it)
-	}
+	l.conclude(it, err, "the re-run of "+it.kind.rerunOf.name, r.tale)
 }
 
 func (r *rerun) tale() string {
@@ -238,8 +230,7 @@ func (r *rerun) tale() string {
 	return fmt.Sprintf("run %d goes on: %d of %d sent", r.id, r.sent, r.items)
 }
 
-// visitRerun looks after the re-run of it once. As with a fan-out, all of it is one
-// transaction under the fence of the carrier's claim; a crash costs one visit.
+// visitRerun looks after the re-run of it once.
 func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 	child := it.kind.rerunOf
 	before, chunk, err := l.readRerun(ctx, it, child)
@@ -251,21 +242,13 @@ func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 		hold = l.health(ctx)
 	}
 	var r *rerun
-	err = pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		var held int
-		err := tx.QueryRow(ctx, lockClaimSQL, it.kind.ID, it.Entity, it.claim.Fence).Scan(&held)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return errNotOurs
-		} else if err != nil {
-			return err
-		}
-		b := &pgx.Batch{}
+	err = l.inVisit(ctx, it, func(tx pgx.Tx, b *pgx.Batch) (end visited, err error) {
 		if r, err = loadRerun(ctx, tx, it, loadRerunSQL+` FOR UPDATE OF r`); err != nil {
-			return err
+			return end, err
 		}
 		switch {
 		case r.id == 0:
-			r.ended = true
+			return visited{ended: true}, nil
 		case r.cancel != nil:
 			err = l.cancelRun(ctx, tx, &r.run, child, *r.cancel)
 		case !r.planned:
@@ -274,15 +257,13 @@ func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 			err = l.pump(ctx, tx, r, child, hold)
 		}
 		if err != nil {
-			return err
+			return end, err
 		}
-		if r.id != 0 {
-			r.record(b)
-		}
+		r.save(b)
 		if r.planned && !before.planned {
 			tell(b, r.id, "planned", fmt.Sprintf("%d to do, %d done already", r.items, r.skipped))
 		}
-		return l.closeRerun(ctx, tx, b, it, r)
+		return visited{r.ended, r.wait}, nil
 	})
 	return r, err
 }
@@ -405,8 +386,8 @@ func (s *sealing) pack(b *pgx.Batch, n int) {
 	s.rest = append(s.rest[:0], s.rest[n:]...)
 }
 
-// record queues what the visit made of the run.
-func (r *rerun) record(b *pgx.Batch) {
+// save queues what the visit made of the run.
+func (r *rerun) save(b *pgx.Batch) {
 	seen, _ := json.Marshal(r.seen)
 	b.Queue(saveRerunSQL, r.id, r.planned, r.cursor, r.items, r.packs, r.verified, r.skipped, r.open, r.failed, r.inDoubt, r.notReady,
 		r.ended, r.complete, r.cancelled, string(seen), r.sent, r.nextPack, r.nextItem, r.batch, r.ahead, r.credit, r.idle == 0, ledger.Sanitize(r.waits, 500))
@@ -420,26 +401,6 @@ SET planned_at = CASE WHEN $2 THEN coalesce(planned_at, clock_timestamp()) END, 
     cancelled = $14, seen = $15, sent = $16, next_pack = $17, next_item = $18, batch = $19, ahead = $20, credit = $21,
     sent_at = CASE WHEN $22 THEN clock_timestamp() ELSE sent_at END, waits = $23, visits = visits + 1
 WHERE id = $1`
-
-// closeRerun ends the visit: the claim goes when the run has ended, else it waits with a
-// message that brings the next visit.
-func (l *life) closeRerun(ctx context.Context, tx pgx.Tx, b *pgx.Batch, it *item, r *rerun) error {
-	o := it.outcome(ledger.Ended)
-	var back []queue.Message
-	if !r.ended {
-		o.State, o.Attempts, o.Absent, o.Delay = ledger.ToRetry, 0, true, r.wait
-		back = append(back, *it.retry(o.Delay))
-	}
-	ledger.Settle(b, &it.kind.Type, l.lease.ID, []*ledger.Outcome{&o})
-	l.pg.SendBatch(b, back...)
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return err
-	}
-	if o.Refused {
-		return errNotOurs
-	}
-	return nil
-}
 
 // health asks whether the database can bear more; empty: it can, or nobody can tell.
 func (l *life) health(ctx context.Context) string {

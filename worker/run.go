@@ -9,8 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
-	"github.com/oncemore-jobs/oncemore/ledger"
-	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 )
 
@@ -67,15 +65,7 @@ func (l *life) fanOut(it *item) {
 		return
 	}
 	r, err := l.visit(ctx, it, child, src)
-	switch {
-	case errors.Is(err, errNotOurs):
-		l.outrun(it)
-	case err != nil:
-		l.judge(it, fmt.Errorf("visit the run of %s %q: %w", it.kind.name, it.Entity, err))
-	default:
-		it.end.note = r.story(it)
-		l.endItem(it)
-	}
+	l.conclude(it, err, fmt.Sprintf("the run of %s %q", it.kind.name, it.Entity), func() string { return r.story(it) })
 }
 
 // carrier is the Postgres queue that work of kind k travels through.
@@ -101,17 +91,9 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 		}
 	}
 	var r *run
-	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) (err error) {
-		// Locked by its fence, the claim cannot be taken over while we write.
-		var held int
-		err = tx.QueryRow(ctx, lockClaimSQL, it.kind.ID, it.Entity, it.claim.Fence).Scan(&held)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return errNotOurs
-		} else if err != nil {
-			return err
-		}
+	err := l.inVisit(ctx, it, func(tx pgx.Tx, b *pgx.Batch) (end visited, err error) {
 		if r, err = l.openRun(ctx, tx, it, child); err != nil {
-			return err
+			return end, err
 		}
 		plan := func() (planned, error) {
 			if read.inGo {
@@ -121,30 +103,24 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 		}
 		paused, cancelled, err := wishes(ctx, tx, r.id)
 		if err != nil {
-			return err
+			return end, err
 		}
 		switch {
 		case cancelled != "":
-			if err := l.cancelRun(ctx, tx, r, child, cancelled); err != nil {
-				return err
-			}
+			err = l.cancelRun(ctx, tx, r, child, cancelled)
 		case !r.planned:
 			err = l.planFirst(r, read, plan)
 		default:
 			err = l.follow(ctx, tx, r, child, read, plan)
 		}
 		if err != nil {
-			return err
+			return end, err
 		}
 		if paused {
-			// What was planned meanwhile waits with the rest.
-			b := &pgx.Batch{}
-			pgqueue.Hold(b, r.id)
-			if err := tx.SendBatch(ctx, b).Close(); err != nil {
-				return err
-			}
+			pgqueue.Hold(b, r.id) // what was planned meanwhile waits with the rest
 		}
-		return l.closeVisit(ctx, tx, it, r)
+		r.save(b)
+		return visited{r.ended, r.pause()}, nil
 	})
 	return r, err
 }
@@ -157,8 +133,6 @@ func wishes(ctx context.Context, tx pgx.Tx, run int64) (paused bool, cancelled s
 	}
 	return paused, cancelled, err
 }
-
-const lockClaimSQL = `/* claim: lock */ SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
 
 // openRun finds the run that goes on for this parent, or begins one: calling it again
 // while it goes on joins it.
@@ -354,28 +328,9 @@ SELECT p.pack,
 FROM p LEFT JOIN e ON e.pack = p.pack
 GROUP BY p.pack ORDER BY p.pack`
 
-// closeVisit records the run and the end of the visit: the claim goes when the run has
-// ended, else it waits with a message that brings the next visit.
-func (l *life) closeVisit(ctx context.Context, tx pgx.Tx, it *item, r *run) error {
-	o := it.outcome(ledger.Ended)
-	var back []queue.Message
-	if !r.ended {
-		// A visit is no attempt: only those that fail count.
-		o.State, o.Attempts, o.Absent, o.Delay = ledger.ToRetry, 0, true, r.pause()
-		back = append(back, *it.retry(o.Delay))
-	}
-	outs := []*ledger.Outcome{&o}
-	b := &pgx.Batch{}
+// save queues what the visit made of the run.
+func (r *run) save(b *pgx.Batch) {
 	b.Queue(saveRunSQL, r.id, r.planned, r.cursor, r.items, r.packs, r.verified, r.skipped, r.resent, r.open, r.failed, r.inDoubt, r.notReady, r.ended, r.complete, r.cancelled)
-	ledger.Settle(b, &it.kind.Type, l.lease.ID, outs)
-	l.pg.SendBatch(b, back...)
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return err
-	}
-	if o.Refused {
-		return errNotOurs
-	}
-	return nil
 }
 
 const saveRunSQL = `
@@ -393,13 +348,6 @@ func (r *run) pause() time.Duration {
 		return 0
 	}
 	return min(max(r.age/4, 500*time.Millisecond), 30*time.Second)
-}
-
-// retry is the message that carries the next attempt on it.
-func (it *item) retry(d time.Duration) *queue.Message {
-	m := it.later(0)
-	m.Delay, m.Deferred = d, 0
-	return m
 }
 
 func (r *run) story(it *item) string {

@@ -1,0 +1,79 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
+)
+
+// inVisit makes one visit to a run, a fan-out's or a re-run's, in one transaction under the
+// fence of the carrier's claim. do plans, sends and records; what it queues in b is
+// committed together with the end of the visit: the claim goes when the run has ended, else
+// it waits with a message that brings the next visit. A crash costs one visit.
+func (l *life) inVisit(ctx context.Context, it *item, do func(tx pgx.Tx, b *pgx.Batch) (visited, error)) error {
+	return pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		// Locked by its fence, the claim cannot be taken over while we write.
+		var held int
+		err := tx.QueryRow(ctx, lockClaimSQL, it.kind.ID, it.Entity, it.claim.Fence).Scan(&held)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errNotOurs
+		} else if err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		v, err := do(tx, b)
+		if err != nil {
+			return err
+		}
+		o := it.outcome(ledger.Ended)
+		var next []queue.Message
+		if !v.ended {
+			// A visit is no attempt: only those that fail count.
+			o.State, o.Attempts, o.Absent, o.Delay = ledger.ToRetry, 0, true, v.wait
+			next = append(next, *it.retry(o.Delay))
+		}
+		ledger.Settle(b, &it.kind.Type, l.lease.ID, []*ledger.Outcome{&o})
+		l.pg.SendBatch(b, next...)
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return err
+		}
+		if o.Refused {
+			return errNotOurs
+		}
+		return nil
+	})
+}
+
+// visited is how a run stands when a visit to it is over.
+type visited struct {
+	ended bool
+	wait  time.Duration // until the next visit, where it has not
+}
+
+const lockClaimSQL = `/* claim: lock */ SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
+
+// retry is the message that carries the next attempt on it.
+func (it *item) retry(d time.Duration) *queue.Message {
+	m := it.later(0)
+	m.Delay, m.Deferred = d, 0
+	return m
+}
+
+// conclude ends the delivery that brought a visit to what.
+func (l *life) conclude(it *item, err error, what string, story func() string) {
+	switch {
+	case errors.Is(err, errNotOurs):
+		l.outrun(it)
+	case err != nil:
+		l.judge(it, fmt.Errorf("visit %s: %w", what, err))
+	default:
+		it.end.note = story()
+		l.endItem(it)
+	}
+}
