@@ -227,3 +227,24 @@ WHERE c.job_type = $1 AND c.entity > $2 AND ($3 = '' OR c.trouble = $3) ORDER BY
 		}
 	}
 }
+
+// HeldBy lists the claims of the given types that a worker holds, by type: entity, fence,
+// attempts. It reads all claims, so it is for now and then.
+func (l *Ledger) HeldBy(ctx context.Context, owner int64, types []int32) (map[int32][]*Open, error) {
+	rows, err := l.pool.Query(ctx, heldSQL, types, owner)
+	held := map[int32][]*Open{}
+	if err == nil {
+		var jobType int32
+		var o Open
+		_, err = pgx.ForEachRow(rows, []any{&jobType, &o.Entity, &o.Fence, &o.Attempts}, func() error {
+			held[jobType] = append(held[jobType], &Open{Entity: o.Entity, Fence: o.Fence, Attempts: o.Attempts, Owner: owner})
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list what worker %d holds: %w", owner, explain(err))
+	}
+	return held, nil
+}
+
+const heldSQL = `SELECT c.job_type, c.entity, c.fence, c.attempts FROM oncemore.claim c WHERE c.job_type = ANY ($1::int[]) AND c.owner = $2`

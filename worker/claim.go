@@ -1,8 +1,6 @@
 package worker
 
 import (
-	"sync"
-
 	"github.com/oncemore-jobs/oncemore/ledger"
 )
 
@@ -29,50 +27,6 @@ func (l *life) claimOne(it *item) bool {
 	}
 	l.outrun(it)
 	return false
-}
-
-// hands are the entities that a life has claimed or is claiming, until they are settled:
-// counted, because a duplicate may ask for what is being worked.
-type hands struct {
-	mu   sync.Mutex
-	full map[handKey]int
-}
-
-type handKey struct {
-	kind   *kind
-	entity string
-}
-
-func (h *hands) take(k *kind, entity string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.full == nil {
-		h.full = map[handKey]int{}
-	}
-	h.full[handKey{k, entity}]++
-}
-
-func (h *hands) drop(k *kind, entity string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	key := handKey{k, entity}
-	if h.full[key]--; h.full[key] <= 0 {
-		delete(h.full, key)
-	}
-}
-
-func (h *hands) hold(k *kind, entity string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.full[handKey{k, entity}] > 0
-}
-
-// orphaned tells whether the claim on it is ours and nobody here has it: the answer to
-// our claim was lost. It was never begun, so it may be given back, or taken over from
-// ourselves; by its fence, for should it just have been settled, then the fence has changed.
-func (l *life) orphaned(it *item) bool {
-	o := it.standing.Open
-	return it.standing.Reason == ledger.Ongoing && o.Owner == l.lease.ID && !l.hands.hold(it.kind, it.Entity)
 }
 
 // needsClaim: all do, but a first delivery of work that may repeat and is plainly missing.
@@ -111,6 +65,9 @@ func (l *life) claimAll(k *kind, rs []*claimRequest) {
 			l.hands.drop(k, r.it.Entity)
 		}
 		r.answer <- err
+	}
+	if err != nil {
+		l.hands.lose()
 	}
 }
 

@@ -90,12 +90,7 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 		it.raise()
 		switch {
 		case l.orphaned(it):
-			// Given back first: an attempt that never began is not charged, and is no evidence of
-			// an effect.
-			it.end = ending{keep: true, err: errors.New("the answer to its claim was lost")}
-			it.end.outcome = it.outcome(ledger.Returned)
-			it.end.outcome.Attempts--
-			it.end.outcome.Absent = true
+			it.end = ending{keep: true, err: errAnswerLost, outcome: givenBack(it.outcome(""))}
 			idle = append(idle, it)
 		case !it.standing.Reason.Run():
 			l.decideIdle(it)
@@ -476,9 +471,13 @@ func (l *life) endItem(it *item) {
 	}
 }
 
-// giveBack ends items that have not started: their messages come again.
+// giveBack ends items that have not started: their messages come again, and before them, if
+// they were claimed, adopt.
 func (l *life) giveBack(items []*item, why error) {
 	for _, it := range items {
+		if it.claim.Won {
+			l.hands.lose()
+		}
 		it.end = ending{keep: true, err: why}
 		l.endItem(it)
 	}

@@ -24,8 +24,16 @@ func (l *life) recheck(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-l.hands.lost:
+			select {
+			case <-ctx.Done():
+			case <-time.After(adoptAfter):
+				l.adopt(ctx)
+			}
+			continue
 		case <-tick.C:
 		}
+		l.adopt(ctx)
 		l.sweepDead(ctx)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() {

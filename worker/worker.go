@@ -242,7 +242,7 @@ type life struct {
 
 // live is one life: it ends with ctx, or with the lease.
 func (w *Worker) live(ctx context.Context) error {
-	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}}
+	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}, hands: newHands()}
 	// Nothing of a life ends with ctx directly: shutting down has an order of its own.
 	outlive := context.WithoutCancel(ctx)
 	lease, err := w.ledger.Join(outlive, w.config.Name, w.config.Lease, w.log)
