@@ -115,8 +115,9 @@ func (w *world) await(what, sql string) {
 	}
 }
 
-// patience is much more than anything takes, also on a busy machine.
-const patience = time.Minute
+// patience is much more than anything takes, also on a busy machine: what a living worker
+// has is put off for twice as long each time.
+const patience = 3 * time.Minute
 
 // eventually is await for other goroutines than the test's own: it tells whether it came.
 func (w *world) eventually(what, sql string) bool {
