@@ -143,22 +143,23 @@ func (l *Ledger) Sweep(ctx context.Context, t *Type, os []*Open) error {
 	return l.drop(ctx, t, entities, fences)
 }
 
-// SweepDead removes claims that dead workers left beside facts that outrank them, of the
-// given types: nobody else looks at them until the work is asked for again. It reads all
-// claims, so it is for now and then.
-func (l *Ledger) SweepDead(ctx context.Context, types []int32) error {
-	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(sweepDeadSQL, types) })
+// SweepMoot removes claims that a fact outranks and nobody living holds, of the given types:
+// what is left when a worker, or its connection, breaks between the two looks of a claim.
+// Nobody else looks at them until the work is asked for again. It reads all claims, so it is
+// for now and then.
+func (l *Ledger) SweepMoot(ctx context.Context, types []int32) error {
+	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(sweepMootSQL, types) })
 	if err != nil {
-		return fmt.Errorf("sweep claims of dead workers that are done: %w", err)
+		return fmt.Errorf("sweep claims of what is done: %w", err)
 	}
 	return nil
 }
 
-const sweepDeadSQL = `
-/* claim: sweep what the dead left */
+const sweepMootSQL = `
+/* claim: sweep what is moot */
 DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
     SELECT c.ctid FROM oncemore.claim c
-    WHERE c.job_type = ANY ($1::int[]) AND EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND w.dead_at IS NOT NULL)
+    WHERE c.job_type = ANY ($1::int[]) AND (c.owner IS NULL OR EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND w.dead_at IS NOT NULL))
       AND EXISTS (SELECT FROM oncemore.ledger l WHERE l.job_type = c.job_type AND l.entity = c.entity
                   AND coalesce(l.epoch, 0) >= c.epoch AND coalesce(l.source_version, 0) >= c.source_version)
     ORDER BY c.job_type, c.entity LIMIT 1000 FOR UPDATE OF c SKIP LOCKED))`

@@ -148,7 +148,8 @@ func (s *Lease) Leave(ctx context.Context) error {
 // keep renews the lease until its context ends.
 func (s *Lease) keep() {
 	defer close(s.done)
-	beat := time.NewTicker(s.length / 5)
+	often, atOnce := s.length/5, s.length/15 // when the last one failed
+	beat := time.NewTicker(often)
 	defer beat.Stop()
 	for {
 		end := time.NewTimer(s.left()) // the next beat may come too late
@@ -176,11 +177,13 @@ func (s *Lease) keep() {
 			return
 		case err != nil:
 			s.unbroken = time.Time{}
+			beat.Reset(atOnce)
 			s.log.Warn("lease not renewed", "worker", s.ID, "left", left.Round(time.Millisecond), "error", err)
 		case !ours:
 			s.lose("another worker declared this one dead")
 			return
 		default:
+			beat.Reset(often)
 			gap := s.renewed.Load().since()
 			s.renewed.Store(at)
 			if s.unbroken.IsZero() || gap > s.length/2 {

@@ -20,9 +20,10 @@ func TestI1NoLossAFactOfAnOlderSourceSweepsNoClaimAway(t *testing.T) {
 	w.want("an even newer source", w.look(source(e, 11)).Reason.Run(), true)
 }
 
-// Its work is done, by the first delivery that it met; it died before it could look again.
-// Whoever calls only for what is missing never looks at it.
-func TestWhatDeadWorkersLeftBesideFactsIsSwept(t *testing.T) {
+// The work is done, by the first delivery that its worker met; that died before it could
+// look again, or was never told that it had the claim, and has given it back. Whoever calls
+// only for what is missing never looks at it.
+func TestWhatIsLeftBesideFactsIsSweptWhereNobodyLivingHoldsIt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, ledger.Repeatable)
 	dead, living := w.worker(), w.worker()
@@ -30,14 +31,16 @@ func TestWhatDeadWorkersLeftBesideFactsIsSwept(t *testing.T) {
 	for entity, owner := range claims {
 		w.claimAs(owner, plain(entity), ledger.Standing{})
 	}
+	back := plain("given back")
+	w.settle(living, ended(back, w.claimAs(living, back, ledger.Standing{}), ledger.Returned))
 	newer := plain("newer")
 	newer.SourceVersion = 2
 	w.claimAs(dead, newer, ledger.Standing{})
-	w.exec(`INSERT INTO oncemore.ledger (fingerprint, job_type, attempts, evidence, entity) SELECT 0, $1, 1, 'r', e FROM unnest('{done,held,newer}'::text[]) e`, w.kind.ID)
+	w.exec(`INSERT INTO oncemore.ledger (fingerprint, job_type, attempts, evidence, entity) SELECT 0, $1, 1, 'r', e FROM unnest('{done,held,newer,given back}'::text[]) e`, w.kind.ID)
 	w.die(dead)
-	w.ok(w.SweepDead(t.Context(), []int32{w.kind.ID + 1}))
-	w.want("claims, when another type is swept", w.opens(), 4)
-	w.ok(w.SweepDead(t.Context(), []int32{w.kind.ID}))
+	w.ok(w.SweepMoot(t.Context(), []int32{w.kind.ID + 1}))
+	w.want("claims, when another type is swept", w.opens(), 5)
+	w.ok(w.SweepMoot(t.Context(), []int32{w.kind.ID}))
 	w.want("claims", w.opens(), 3)
-	w.want("of what is done", value[bool](w, `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = 'done')`), false)
+	w.want("of what is done and not held", value[bool](w, `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = ANY ('{done,given back}'))`), false)
 }

@@ -29,12 +29,13 @@ func (l *life) recheck(ctx context.Context) {
 			case <-ctx.Done():
 			case <-time.After(adoptAfter):
 				l.adopt(ctx)
+				l.sweepMoot(ctx)
 			}
 			continue
 		case <-tick.C:
 		}
 		l.adopt(ctx)
-		l.sweepDead(ctx)
+		l.sweepMoot(ctx)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
 				after[k] = l.recheckKind(ctx, k, after[k])
@@ -43,15 +44,16 @@ func (l *life) recheck(ctx context.Context) {
 	}
 }
 
-// sweepDead removes what workers that died between two looks of a claim left beside facts.
-func (l *life) sweepDead(ctx context.Context) {
+// sweepMoot removes what is left beside facts by workers that died between two looks of a
+// claim, or that adopt gave back there.
+func (l *life) sweepMoot(ctx context.Context) {
 	var types []int32
 	for name, k := range l.kinds {
 		if name == k.name {
 			types = append(types, k.ID)
 		}
 	}
-	if err := l.ledger.SweepDead(ctx, types); err != nil && ctx.Err() == nil {
+	if err := l.ledger.SweepMoot(ctx, types); err != nil && ctx.Err() == nil {
 		l.log.Warn("claims of done work stay until it is asked for again", "error", err)
 	}
 }

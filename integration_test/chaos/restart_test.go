@@ -29,6 +29,8 @@ func TestI1NoLossWhenPostgresIsRestartedUnderLoad(t *testing.T) {
 				away(s, t)
 				s.start(t)
 				longest = max(longest, time.Since(began))
+				// A lease outlasts one restart, not one after the other.
+				awaitRow(t, s.pool, "the leases are renewed", `SELECT bool_and(expires > clock_timestamp() + $1 * interval '1 second') FROM oncemore.worker WHERE dead_at IS NULL`, (lease*4/5 - time.Second).Seconds())
 			}
 			awaitSettled(t, s.pool)
 			// A machine on which a restart takes so long has little time for renewals either.
