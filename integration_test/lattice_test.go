@@ -43,32 +43,45 @@ var lattice = map[string][]string{
 	"worker/throttle":   {},
 	"worker/workertest": {"queue", "queue/memqueue", "queue/pgqueue", "ledger", "jobs", "migrations", "worker"},
 
-	"cmd/oncemore":         append([]string{"cmd/oncemore/cli"}, library...),
-	"cmd/oncemore/cli":     append([]string{"queue/sqsqueue", "cmd/oncemore/pglocal", "examples/invitations", "examples/invitations/smtpd"}, library...),
-	"cmd/oncemore/pglocal": {}, // pgtest needs it, and everything's tests need pgtest
+	"cmd/oncemore":          append([]string{"cmd/oncemore/cli"}, library...),
+	"cmd/oncemore/cli":      append([]string{"queue/sqsqueue", "queue/sqsqueue/sqsfake", "cmd/oncemore/pglocal", "cmd/oncemore/sqslocal", "examples/invitations", "examples/invitations/smtpd"}, library...),
+	"cmd/oncemore/pglocal":  {},                         // pgtest needs it, and everything's tests need pgtest
+	"cmd/oncemore/sqslocal": {"queue/sqsqueue/sqsfake"}, // sqspeer needs it
 
 	"examples/invitations":       append([]string{"examples/invitations/smtpd"}, library...),
 	"examples/invitations/smtpd": {},
 	"examples/stage":             append([]string{"cmd/oncemore/pglocal"}, library...), // what the plays have in common
+	"examples/stage/stagetest":   {"examples/stage", "integration_test/pgtest"},
 	"examples/profiles":          append([]string{"cmd/oncemore/cli", "examples/stage"}, library...),
 	"examples/tags":              append([]string{"cmd/oncemore/cli", "examples/stage"}, library...),
+	"examples/orders":            append([]string{"examples/stage"}, library...),
+	"examples/signup":            append([]string{"examples/stage"}, library...),
+	"examples/publish":           append([]string{"examples/stage"}, library...),
+	"examples/counter":           append([]string{"examples/stage"}, library...),
+	"examples/countries":         append([]string{"examples/stage"}, library...),
+	"examples/platform":          append([]string{"examples/stage", "queue/sqsqueue", "queue/sqsqueue/sqsfake"}, library...), // its Amazon
+	"examples/timeouts":          append([]string{"examples/stage"}, library...),
+	"examples/all":               {}, // plays them as programs
+	"examples/sqs":               append([]string{"queue/sqsqueue", "cmd/oncemore/sqslocal", "examples/invitations", "examples/invitations/smtpd", "examples/stage"}, library...),
 
 	"integration_test": append([]string{"queue/queuetest", "queue/sqsqueue", "cmd/oncemore/cli", "cmd/oncemore/pglocal",
 		"examples/invitations", "examples/invitations/smtpd"}, library...),
-	"integration_test/pgtest":   {"cmd/oncemore/pglocal", "migrations"},
-	"integration_test/pgproxy":  {},
-	"integration_test/sqspeer":  {},
-	"integration_test/schedule": {"queue", "ledger"},
-	"integration_test/model":    {"queue", "ledger"},
-	"integration_test/matrix":   append([]string{"integration_test/pgproxy"}, library...),
-	"integration_test/soak":     append([]string{"cmd/oncemore/pglocal", "integration_test/pgproxy"}, library...),
-	"integration_test/chaos":    append([]string{"cmd/oncemore/pglocal"}, library...),
-	"integration_test/mutants":  {},
-	"integration_test/backfill": append([]string{"cmd/oncemore/pglocal", "examples/stage"}, library...),
+	"integration_test/pgtest":    {"cmd/oncemore/pglocal", "migrations"},
+	"integration_test/pgproxy":   {},
+	"integration_test/sqspeer":   {"cmd/oncemore/sqslocal"},
+	"integration_test/schedule":  {"queue", "ledger"},
+	"integration_test/model":     {"queue", "ledger"},
+	"integration_test/matrix":    append([]string{"integration_test/pgproxy", "queue/sqsqueue"}, library...),
+	"integration_test/soak":      append([]string{"cmd/oncemore/pglocal", "integration_test/pgproxy"}, library...),
+	"integration_test/chaos":     append([]string{"cmd/oncemore/pglocal"}, library...),
+	"integration_test/mutants":   {},
+	"integration_test/backfill":  append([]string{"cmd/oncemore/pglocal", "examples/stage"}, library...),
+	"integration_test/httpproof": append([]string{"examples/stage"}, library...),
+	"integration_test/sqsproof":  append([]string{"queue/sqsqueue", "queue/sqsqueue/sqsfake", "cmd/oncemore/sqslocal", "examples/stage"}, library...),
 }
 
 // Test files may also import these, and the package that they test.
-var forTests = []string{"integration_test/pgtest", "integration_test/pgproxy", "integration_test/sqspeer", "queue", "queue/sqsqueue/sqsfake", "queue/pgqueue", "queue/memqueue", "queue/queuetest", "migrations", "worker/workertest"}
+var forTests = []string{"integration_test/pgtest", "integration_test/pgproxy", "integration_test/sqspeer", "queue", "queue/sqsqueue/sqsfake", "queue/pgqueue", "queue/memqueue", "queue/queuetest", "migrations", "worker/workertest", "examples/stage/stagetest"}
 
 // outside says where packages that are not ours may be imported at all: in these
 // folders and those below them. What is not listed may be imported anywhere.
@@ -83,6 +96,8 @@ var outside = []struct {
 	{"github.com/pressly/goose", []string{"migrations"}, "migrations hide it"},
 	{"github.com/wneessen", []string{"examples"}, "the library sends no mail"},
 	{"github.com/emersion", []string{"examples"}, "the library sends no mail"},
+	{"github.com/sony", []string{"examples"}, "the library breaks no circuits: that is for who knows the provider"},
+	{"github.com/hashicorp", []string{"integration_test/httpproof"}, "who retries is the client"},
 	{"github.com/riverqueue", nil, "a peer belongs in a nested module"},
 	{"github.com/testcontainers", nil, "containers belong in a nested module"},
 	{"log", []string{"cmd"}, "use log/slog"},

@@ -117,6 +117,7 @@ func (s *sqsStage) open(url string, o sqsqueue.Options) *sqsqueue.Queue {
 	s.Helper()
 	o.Client = s.fake.Client()
 	o.Visibility = cmp.Or(o.Visibility, 2*time.Second)
+	o.Wait = cmp.Or(o.Wait, time.Second) // who stops waits for it
 	o.Log = slog.New(slog.NewTextHandler(s.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
 	q, err := sqsqueue.New(s.Context(), url, o)
 	if err != nil {
@@ -314,7 +315,7 @@ func TestSQSWorkerProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	q, err := sqsqueue.New(ctx, os.Getenv("SQS_WORKER_QUEUE"), sqsqueue.Options{Visibility: 2 * time.Second})
+	q, err := sqsqueue.New(ctx, os.Getenv("SQS_WORKER_QUEUE"), sqsqueue.Options{Visibility: 2 * time.Second, Wait: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,6 +88,10 @@ type Policy struct {
 	Limit      Limit // of each worker
 	FleetLimit Limit // of all workers of the database together
 
+	// ResultTTL is how long what a body returns ([Attempt.Return]) is kept; 0: a week; negative:
+	// 100 years. The fact stays: that a result has expired does not have the work done again.
+	ResultTTL time.Duration
+
 	// Backoff is how long to wait after the given attempt (1 is the first); nil means
 	// [DefaultBackoff].
 	Backoff func(attempt int) time.Duration

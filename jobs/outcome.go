@@ -68,6 +68,9 @@ func Meant(err error) Meaning {
 	if _, ok := errors.AsType[permanent](err); ok {
 		m.Permanent = true
 	}
+	if _, ok := errors.AsType[*ledger.ConflictError](err); ok {
+		m.Permanent = true // the row has moved on: no attempt will find it as it was
+	}
 	if _, ok := errors.AsType[notApplied](err); ok {
 		m.NotApplied = true
 	}
@@ -86,7 +89,11 @@ type Attempt struct {
 	Run     int64 // the run that asked for it; 0: none
 	Epoch   int64 // 0: not forced
 
-	note string
+	// Many: the body is a DoMany, and Entity is only the first of its entities.
+	Many bool
+
+	note    string
+	results map[string][]byte // by entity
 }
 
 // EffectKey is the key to give to a provider that ignores repeats: the same for every

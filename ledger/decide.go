@@ -15,6 +15,8 @@ type Type struct {
 	Version int           // of the code; a higher one than the fact's makes it stale where the effect may repeat
 	Timeout time.Duration // of one attempt; a Keyed horizon ends so much earlier
 	Checked bool          // it has a done-check
+
+	ResultTTL time.Duration // of results, not of facts; 0: [DefaultResultTTL]; negative: 100 years
 }
 
 // A Want is one item as the ledger sees it: what a fact must satisfy to count as

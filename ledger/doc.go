@@ -41,6 +41,18 @@
 // A claim is taken over when its owner is dead, which is when the worker's row says so,
 // and not when time has passed. See [Lease].
 //
+// # Results and transitions
+//
+// What work returned may be stored beside its fact, in the same transaction and only with
+// the fact:
+//
+//	result(job_type, entity, epoch, value, stored_at, expires_at)
+//
+// It is of the fact that has its epoch, and may expire; the fact does not. [Ledger.Await]
+// waits for a fact and returns its result.
+//
+// A [Transition] is work on (entity, from, to) whose effect is an update of the app's own row.
+//
 // # Epochs and staleness
 //
 // An epoch is a number from a sequence that forced work carries; a fact of a lower one does

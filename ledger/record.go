@@ -68,6 +68,20 @@ var ErrBusy = errors.New("another transaction is completing this work")
 // The Epoch of an outcome that is ours becomes that of its fact: it was drawn now where the
 // fact replaces one of an older source.
 func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs []*Outcome) (mine []bool, err error) {
+	b := &pgx.Batch{}
+	mine = QueueHold(b, t, patience, outs)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		if IsBusy(err) {
+			err = ErrBusy
+		}
+		return nil, fmt.Errorf("hold %d facts of %s: %w", len(outs), t.Name, err)
+	}
+	return mine, nil
+}
+
+// QueueHold queues on b what [Hold] does, for who sends it together with the BEGIN before it.
+// mine tells when the batch has run; where that fails, [IsBusy] knows an [ErrBusy].
+func QueueHold(b *pgx.Batch, t *Type, patience time.Duration, outs []*Outcome) (mine []bool) {
 	mine = make([]bool, len(outs))
 	index := make(map[string]int, len(outs))
 	var first, claimed []*Outcome
@@ -89,7 +103,6 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 		})
 		return err
 	}
-	b := &pgx.Batch{}
 	b.Queue(`/* fact: hold */ SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
 	if len(first) > 0 {
 		c := factColumns(inKeyOrder(first))
@@ -103,14 +116,39 @@ func Hold(ctx context.Context, tx pgx.Tx, t *Type, patience time.Duration, outs 
 		queueUsualPlans(b)
 	}
 	b.Queue(`SET LOCAL lock_timeout TO DEFAULT`)
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		var pg *pgconn.PgError
-		if errors.As(err, &pg) && pg.Code == "55P03" {
-			err = ErrBusy
-		}
-		return nil, fmt.Errorf("hold %d facts of %s: %w", len(outs), t.Name, err)
-	}
-	return mine, nil
+	return mine
+}
+
+// QueueHoldFirst queues on b, in one statement, what [Hold] does for a w without a claim, for
+// requests that count their statements. After it the server ends the transaction when nothing
+// comes of it for so long as idle. Where mine is false when the batch has run, the transaction is
+// to be rolled back: it would go on waiting for locks with patience.
+func QueueHoldFirst(b *pgx.Batch, t *Type, patience, idle time.Duration, w Want) (mine *bool) {
+	mine = new(bool)
+	limit := func(d time.Duration) string { return strconv.FormatInt(max(1, d.Milliseconds()), 10) }
+	b.Queue(holdFirstSQL, t.ID, version(t), w.Entity, w.Fingerprint, w.Run, w.SourceVersion, limit(patience), limit(idle)).Query(func(rows pgx.Rows) error {
+		*mine = rows.Next()
+		return nil // the batch has the error
+	})
+	return mine
+}
+
+// The settings are made when the row to be inserted is read, and so before its insertion can
+// wait. A row that was inserted takes the first of them back (set_config to NULL is SET LOCAL
+// ... TO DEFAULT).
+const holdFirstSQL = `
+/* fact: hold */
+INSERT INTO oncemore.ledger (job_type, version, entity, fingerprint, run, source_version, attempts, evidence)
+SELECT $1, $2, $3, $4, nullif($5::bigint, 0), nullif($6::bigint, 0), 1, 't'
+FROM (SELECT set_config('lock_timeout', $7, true), set_config('idle_in_transaction_session_timeout', $8, true) OFFSET 0) AS limits
+ON CONFLICT (job_type, entity) DO NOTHING
+RETURNING set_config('lock_timeout', NULL, true)`
+
+// IsBusy tells whether a batch failed because somebody else had a lock, mostly that of the fact,
+// for longer than the patience of [QueueHold] or [QueueHoldFirst].
+func IsBusy(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "55P03"
 }
 
 // queueUsualPlans ends what steadyPlans began, in a transaction that goes on to the app.
@@ -129,6 +167,7 @@ type Verdict struct {
 	Done     bool     // the effect happened; else it surely did not, and may be had
 	Evidence Evidence // ByOperator or DoneCheck
 	By, Why  string   // who says so, and on what grounds; kept among the attempts
+	Result   []byte   // Done: what the work returned, as an [Outcome] has it; nil: none
 }
 
 // Resolve ends the doubt about o, or settles any other open entity that nobody holds,
@@ -161,7 +200,7 @@ func ResolveAll(ctx context.Context, tx pgx.Tx, t *Type, os []*Open, v Verdict) 
 			continue
 		}
 		out := &Outcome{Want: Want{Entity: o.Entity, Fingerprint: o.Fingerprint, SourceVersion: o.SourceVersion, Run: o.Run, Epoch: o.Epoch},
-			State: state, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence,
+			State: state, Fence: o.Fence, Attempts: o.Attempts, Evidence: v.Evidence, Result: v.Result,
 			Again: true} // a fact that is there must not fail the caller's transaction
 		shown[out] = o
 		outs, entities, fences = append(outs, out), append(entities, o.Entity), append(fences, o.Fence)

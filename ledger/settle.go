@@ -36,6 +36,7 @@ type Outcome struct {
 	Args     string        // for an open entity without a claim so far
 	Delay    time.Duration // ToRetry: until the next attempt may start
 	Absent   bool          // the effect of this attempt surely did not happen (jobs.NotApplied, or nothing was tried)
+	Result   []byte        // Completed: JSON, at most [MaxResult] bytes, stored with the fact; nil: none
 	Class    string        // of the error, for grouping
 	Error    string        // capped when stored; empty: nothing to record of the attempt
 	Again    bool          // this settlement was tried before, and may have been committed then
@@ -109,6 +110,7 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 			return err
 		})
 	}
+	KeepResults(b, t, outs)
 	if len(ended) > 0 {
 		c := factColumns(ended)
 		b.Queue(endSQL, t.ID, c.entity, c.fence).Query(refuse(ended))

@@ -32,6 +32,8 @@ func Statements() []Statement {
 		{"end", endSQL, `1, '{a,b}', '{1,2}'`, claim},
 		{"keep open", keepOpenSQL, `1, '{a,b}', '{1,2}', '{retrying,retrying}', '{1s,1s}', '{f,f}', '{e,e}', '{1,1}', 1`, claim},
 		{"open", openSQL, `1, '{a,b}', '{retrying,retrying}', '{1s,1s}', '{e,e}', '{1,1}', '{0,0}', '{0,0}', '{0,0}', '{1,1}', '{x,x}'`, nil},
+		{"awaited", awaitedSQL, `'{n,n}', '{a,b}'`, append(append(fact, "claim_pkey"), "worker_pkey", "result_pkey")},
+		{"keep result", keepResultSQL, `1, '{a,b}', '{x,x}', '1s'`, fact},
 		{"absent", absentSQL, `1, '{a,b}', '{1,2}'`, claim},
 	}
 }

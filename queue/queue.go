@@ -109,6 +109,23 @@ type Queue interface {
 	Visibility() time.Duration
 }
 
+// A FIFO is a Queue that may keep the order of message groups: the next message of a group
+// is delivered when the one before is acknowledged, and after one that is released, not
+// before it. A worker keeps a message of such a queue whose work failed, and releases it
+// until the work is done or has failed for good, so that the group waits for it.
+type FIFO interface {
+	Queue
+	FIFO() bool // whether it does
+}
+
+// A Drainer is a Queue of a service that goes on handing out messages for a while after the
+// Receive that asked has ended. Drain returns when it does no more, and what came is released;
+// at once when there is a Receive again. A worker calls it before its Run returns.
+type Drainer interface {
+	Queue
+	Drain(ctx context.Context) error
+}
+
 // Check returns an error that wraps [ErrInvalid] and says which limit a message
 // breaks. Backends call it in Send.
 func (m *Message) Check() error {

@@ -29,8 +29,16 @@ func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.valu
 func (l *life) begin(it *item) *attemptContext {
 	o := it.outcome("")
 	it.began = time.Now()
-	return &attemptContext{Context: l.jobs, timeout: it.kind.Erased.Timeout, deadline: it.began.Add(it.kind.Erased.Timeout),
+	ctx := &attemptContext{Context: l.jobs, timeout: it.kind.Erased.Timeout, deadline: it.began.Add(it.kind.Erased.Timeout),
 		attempt: jobs.Attempt{JobType: it.kind.name, KeyType: it.kind.KeyType, Entity: it.Entity, Number: o.Attempts, Run: it.Run, Epoch: o.Epoch}}
+	it.attempt.Store(nil)
+	if !it.claim.Won {
+		it.attempt.Store(ctx)
+		if it.parcel.lost.Load() {
+			ctx.lose(ErrMessageLost)
+		}
+	}
+	return ctx
 }
 
 // do runs the body once.
@@ -38,21 +46,21 @@ func (l *life) do(it *item) error {
 	ctx := l.begin(it)
 	defer ctx.end()
 	err := l.guard([]*item{it}, func() error { return it.kind.Erased.Do(ctx, it.args) })
-	it.end.note = ctx.attempt.Noted()
+	it.end.note, it.end.result = ctx.attempt.Noted(), ctx.attempt.Returned(it.Entity)
 	return err
 }
 
-// check runs a ready-check or a done-check.
-func (l *life) check(it *item, name string, f func(context.Context, jobs.Args) (bool, error)) (answer bool, err error) {
+// check runs a ready-check or a done-check. A done-check may return the result of what is done.
+func (l *life) check(it *item, name string, f func(context.Context, jobs.Args) (bool, error)) (answer bool, result []byte, err error) {
 	ctx := l.begin(it)
 	defer ctx.end()
 	it.asking.Store(true)
 	defer it.asking.Store(false)
 	err = l.guard([]*item{it}, func() error { answer, err = f(ctx, it.args); return err })
 	if err != nil {
-		return false, fmt.Errorf("%s-check: %w", name, err)
+		return false, nil, fmt.Errorf("%s-check: %w", name, err)
 	}
-	return answer, nil
+	return answer, ctx.attempt.Returned(it.Entity), nil
 }
 
 // errExited is how an attempt ends whose body ended its goroutine.
@@ -111,7 +119,9 @@ func (l *life) judge(it *item, err error) {
 	if !safe {
 		delay = max(delay, k.Effect().Settle())
 	}
-	interrupted := l.jobs.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(l.jobs)))
+	lost := it.parcel.lost.Load() && !it.claim.Won
+	interrupted := l.jobs.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(l.jobs))) ||
+		lost && (errors.Is(err, context.Canceled) || errors.Is(err, ErrMessageLost))
 	switch {
 	case !safe && k.Effect() == ledger.Once:
 		o.State = ledger.Unclear
@@ -130,7 +140,7 @@ func (l *life) judge(it *item, err error) {
 	o.Absent = absent
 	it.end.outcome, it.end.err = o, err
 	if o.State == ledger.ToRetry {
-		it.end.send = it.retry(o.Delay)
+		it.carryOn(o.Delay)
 	}
 	l.endItem(it)
 }

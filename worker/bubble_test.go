@@ -52,7 +52,7 @@ var quietly = slog.New(slog.DiscardHandler)
 // tasks are n tasks of one item each.
 func tasks(k *kind, n int) (ts [][]*item) {
 	for i := range n {
-		ts = append(ts, []*item{{parcel: &parcel{kind: k}, Entity: fmt.Sprint(i)}})
+		ts = append(ts, []*item{{parcel: &parcel{kind: k, inbox: &inbox{}}, Entity: fmt.Sprint(i)}})
 	}
 	return ts
 }
@@ -70,7 +70,7 @@ func TestABodysContextEndsAtItsDeadlineHoweverItIsAsked(t *testing.T) {
 				l, k := bubble(t, 1, nil, nil)
 				parent, cancel := context.WithCancelCause(t.Context())
 				l.jobs = parent
-				it := &item{parcel: &parcel{kind: k}, Entity: "7"}
+				it := &item{parcel: &parcel{kind: k, inbox: &inbox{}}, Entity: "7"}
 				ctx := l.begin(it)
 				defer ctx.end()
 				ask(ctx)
@@ -325,7 +325,7 @@ func TestPostponedWorkWaitsLongerEachTimeAndALittleMoreThanADayInAll(t *testing.
 	_, k := bubble(t, 1, nil, nil)
 	var last, total time.Duration
 	for n := range maxDeferred {
-		it := &item{parcel: &parcel{kind: k, Delivery: queue.Delivery{Message: queue.Message{Deferred: n}}}, Entity: "7"}
+		it := &item{parcel: &parcel{kind: k, inbox: &inbox{}, Delivery: queue.Delivery{Message: queue.Message{Deferred: n}}}, Entity: "7"}
 		m := it.later(0)
 		if m.Deferred != n+1 || m.Delay < last || m.Delay > 90*time.Minute {
 			t.Errorf("postponement %d is of %v, after %v", m.Deferred, m.Delay, last)
@@ -335,7 +335,7 @@ func TestPostponedWorkWaitsLongerEachTimeAndALittleMoreThanADayInAll(t *testing.
 	if total < 24*time.Hour || total > 30*time.Hour {
 		t.Errorf("work that never gets ready is postponed for %v", total)
 	}
-	it := &item{parcel: &parcel{kind: k, Delivery: queue.Delivery{Message: queue.Message{Deferred: 1 << 20}}}, Entity: "7"}
+	it := &item{parcel: &parcel{kind: k, inbox: &inbox{}, Delivery: queue.Delivery{Message: queue.Message{Deferred: 1 << 20}}}, Entity: "7"}
 	if d := it.later(0).Delay; d != 90*time.Minute {
 		t.Errorf("a counter from elsewhere makes it wait %v", d)
 	}

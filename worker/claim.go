@@ -92,6 +92,9 @@ func (l *life) outrun(it *item) {
 	}
 	if it.standing.Reason.Run() {
 		it.end = ending{reason: ledger.Ongoing, send: it.later(0)}
+		if it.inbox.fifo {
+			it.end.send, it.end.hold = nil, heldFor
+		}
 	} else {
 		l.decideIdle(it)
 	}

@@ -24,6 +24,7 @@ type attemptContext struct {
 type timed struct {
 	context.Context
 	cancel context.CancelFunc
+	lose   context.CancelCauseFunc // ends it earlier, for that cause
 }
 
 func (c *attemptContext) Deadline() (time.Time, bool) {
@@ -65,11 +66,19 @@ func (c *attemptContext) real() context.Context {
 		return t
 	}
 	cause := fmt.Errorf("%w: the attempt took longer than its timeout of %s", context.DeadlineExceeded, c.timeout)
-	inner, cancel := context.WithDeadlineCause(c.Context, c.deadline, cause)
-	if !c.timed.CompareAndSwap(nil, &timed{inner, cancel}) {
+	losing, lose := context.WithCancelCause(c.Context)
+	inner, end := context.WithDeadlineCause(losing, c.deadline, cause)
+	cancel := func() { end(); lose(nil) }
+	if !c.timed.CompareAndSwap(nil, &timed{inner, cancel, lose}) {
 		cancel()
 	}
 	return c.timed.Load()
+}
+
+// lose ends it with a cause.
+func (c *attemptContext) lose(cause error) {
+	c.real()
+	c.timed.Load().lose(cause)
 }
 
 // end frees what the context holds.

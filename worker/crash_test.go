@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -85,7 +86,7 @@ func crashJob(class string, pool *pgxpool.Pool) jobs.Definition {
 		time.Sleep(20 * time.Millisecond)
 		_, err := pool.Exec(ctx, `INSERT INTO outside (entity, key, worker) VALUES ($1, $2, $3)`, l.Entity(), jobs.Current(ctx).EffectKey(), strconv.Itoa(os.Getpid()))
 		time.Sleep(20 * time.Millisecond)
-		return err
+		return errors.Join(err, jobs.Current(ctx).Return(os.Getpid()))
 	}
 	switch class {
 	case "Repeatable":
@@ -124,7 +125,7 @@ func crashJob(class string, pool *pgxpool.Pool) jobs.Definition {
 		j.DoTx = func(ctx context.Context, tx pgx.Tx, l letter) error {
 			_, err := tx.Exec(ctx, `INSERT INTO outside (entity, key, worker) VALUES ($1, $2, $3)`, l.Entity(), jobs.Current(ctx).EffectKey(), strconv.Itoa(os.Getpid()))
 			time.Sleep(20 * time.Millisecond)
-			return err
+			return errors.Join(err, jobs.Current(ctx).Return(os.Getpid()))
 		}
 	}
 	return j

@@ -21,6 +21,8 @@ type parcel struct {
 	kind  *kind
 	left  atomic.Int32 // items that have not ended
 	keep  atomic.Bool  // the message must come again
+	after atomic.Int64 // and not before so many nanoseconds
+	lost  atomic.Bool  // it is no longer held, so it does
 }
 
 // An item is the work on one entity, on its way through deliver.
@@ -35,9 +37,10 @@ type item struct {
 	claim    ledger.Claim
 	slot     *slot
 	began    time.Time
-	asking   atomic.Bool   // a check runs: nothing has been tried
-	recorded chan struct{} // closed when its end is recorded; nil: nobody waits for that
-	ended    atomic.Bool   // decided once, by the body's end or by the watch
+	asking   atomic.Bool                    // a check runs: nothing has been tried
+	attempt  atomic.Pointer[attemptContext] // of what runs without a claim
+	recorded chan struct{}                  // closed when its end is recorded; nil: nobody waits for that
+	ended    atomic.Bool                    // decided once, by the body's end or by the watch
 
 	end ending
 }
@@ -48,9 +51,11 @@ type ending struct {
 	send    *queue.Message // carries the work on
 	park    string         // keep the input aside, for this reason
 	note    string         // of the body
+	result  []byte         // that it returned
 	err     error
 	reason  ledger.Reason // why it was not run; empty: it was
 	keep    bool          // nothing of the above: the message itself must come again
+	hold    time.Duration // not 0: the message itself carries the work on, after so long
 }
 
 // deliver takes what one Receive brought, all of one job type, from the queue to where
@@ -225,6 +230,12 @@ func (l *life) decideIdle(it *item) {
 		it.end.err = errors.New("an attempt ended without an answer, and may not be repeated")
 		it.end.outcome = it.outcome(ledger.Unclear)
 	}
+	if it.inbox.fifo && (st.Reason == ledger.Ongoing || st.Reason == ledger.Waiting) {
+		// The next of its group is not to overtake it. When it is due is the database's to say,
+		// so this clock only decides when to ask again.
+		it.end.hold = max(heldFor, min(time.Until(o.NotBefore), time.Minute))
+		return
+	}
 	covered := o.Covers(it.want)
 	if covered && (o.Owner == 0 || news) {
 		return // the claim has the arguments; a message, or who resolves the doubt, carries it on
@@ -318,6 +329,10 @@ func (l *life) mayStart(it *item) bool {
 		l.giveBack([]*item{it}, ErrStopping)
 		return false
 	}
+	if it.parcel.lost.Load() {
+		l.giveBack([]*item{it}, ErrMessageLost)
+		return false
+	}
 	return true
 }
 
@@ -353,7 +368,7 @@ func (l *life) ask(it *item) bool {
 		return true
 	}
 	if k.Erased.Ready != nil {
-		ready, err := l.check(it, "ready", k.Erased.Ready)
+		ready, _, err := l.check(it, "ready", k.Erased.Ready)
 		if it.ended.Load() {
 			return false // it was fenced off meanwhile
 		}
@@ -369,7 +384,7 @@ func (l *life) ask(it *item) bool {
 	if k.Erased.Done == nil {
 		return true
 	}
-	done, err := l.check(it, "done", k.Erased.Done)
+	done, result, err := l.check(it, "done", k.Erased.Done)
 	switch {
 	case it.ended.Load():
 	case err != nil && it.standing.Verify:
@@ -387,7 +402,7 @@ func (l *life) ask(it *item) bool {
 		if (it.standing.Fact != nil || it.want.Epoch != 0) && !l.claimOne(it) {
 			return false
 		}
-		it.end = ending{note: "found done"}
+		it.end = ending{note: "found done", result: result}
 		it.end.outcome = it.outcome(ledger.Completed)
 		it.end.outcome.Evidence = ledger.DoneCheck
 		l.endItem(it)
@@ -441,6 +456,21 @@ func (it *item) later(d time.Duration) *queue.Message {
 	}
 	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: it.raw}},
 		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}
+}
+
+// heldFor is when a message comes again whose work is in other hands, or not due yet. A
+// queue lets it wait longer each time.
+const heldFor = time.Second
+
+// carryOn has the work tried again d later, by a message of its own. Of a FIFO queue the
+// message stays what it is, so that the rest of its group waits behind it until the work is
+// done or has failed for good.
+func (it *item) carryOn(d time.Duration) {
+	if it.inbox.fifo {
+		it.end.hold = max(d, time.Millisecond)
+		return
+	}
+	it.end.send = it.retry(d)
 }
 
 // outcome begins an outcome of it under the fence that it has or has seen.

@@ -36,6 +36,7 @@ func (l *life) recheck(ctx context.Context) {
 		}
 		l.adopt(ctx)
 		l.sweepMoot(ctx)
+		l.expireResults(ctx)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
 				after[k] = l.recheckKind(ctx, k, after[k])
@@ -55,6 +56,17 @@ func (l *life) sweepMoot(ctx context.Context) {
 	}
 	if err := l.ledger.SweepMoot(ctx, types); err != nil && ctx.Err() == nil {
 		l.log.Warn("claims of done work stay until it is asked for again", "error", err)
+	}
+}
+
+// expireResults deletes results that have expired, in small steps.
+func (l *life) expireResults(ctx context.Context) {
+	const most = 1000
+	for n := int64(most); n == most; {
+		var err error
+		if n, err = l.ledger.ExpireResults(ctx, most); err != nil && ctx.Err() == nil {
+			l.log.Warn("expired results stay until the next round", "error", err)
+		}
 	}
 }
 
@@ -81,7 +93,7 @@ func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 	}
 	silent := 0
 	for _, o := range doubts {
-		done, err := l.askAgain(ctx, k, o)
+		done, result, err := l.askAgain(ctx, k, o)
 		if err != nil {
 			if silent++; silent == recheckErrors || ctx.Err() != nil {
 				return o.Entity
@@ -89,7 +101,7 @@ func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 			continue // it stays listed, and is asked about again
 		}
 		silent = 0
-		verdict := ledger.Verdict{Done: done, Evidence: ledger.DoneCheck, By: "done-check", Why: "asked again by " + l.config.Name}
+		verdict := ledger.Verdict{Done: done, Evidence: ledger.DoneCheck, By: "done-check", Why: "asked again by " + l.config.Name, Result: result}
 		if err := l.resolve(ctx, k, o, verdict); errors.Is(err, ledger.ErrChanged) {
 			continue // another worker, or an operator, was faster
 		} else if err != nil {
@@ -106,16 +118,16 @@ func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 
 // askAgain asks the done-check about o. The check may ask for the effect key, as it may
 // when an attempt asks it.
-func (l *life) askAgain(ctx context.Context, k *kind, o *ledger.Open) (done bool, err error) {
+func (l *life) askAgain(ctx context.Context, k *kind, o *ledger.Open) (done bool, result []byte, err error) {
 	in, err := k.Erased.Decode(o.Entity, []byte(o.Args))
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	limit, cancel := context.WithTimeout(ctx, k.Erased.Timeout)
 	defer cancel()
 	attempt := &jobs.Attempt{JobType: k.name, KeyType: k.KeyType, Entity: o.Entity, Number: o.Attempts, Run: o.Run, Epoch: o.Epoch}
 	err = safely(func() (err error) { done, err = k.Erased.Done(jobs.NewContext(limit, attempt), in.Args); return err })
-	return done, err
+	return done, attempt.Returned(o.Entity), err
 }
 
 // resolve ends a doubt, and sends the message of another attempt in the same transaction.

@@ -20,11 +20,14 @@ type inbox struct {
 	queue.Queue
 	name string
 	pg   *pgqueue.Queue // the same, where it is one in the ledger's database
+	fifo bool           // the next of a group follows when the one before is acknowledged
 	room chan struct{}  // something held has ended
 	wide chan struct{}  // more types may be asked for than the Receive that goes on does
 
+	brings map[*kind]bool // owned by receive; what is meant for it, and what it has brought besides
+
 	mu    sync.Mutex
-	held  map[*parcel]struct{} // owned by mu; extended together
+	held  map[*parcel]struct{} // owned by mu; extended together, unless lost
 	items int                  // in what is held, those that have ended included
 	size  float64              // items in a message: at first many, so that little is asked for until it is known
 }
@@ -32,14 +35,21 @@ type inbox struct {
 // openInboxes lists what a life reads: every queue of the configuration, and the
 // database's own.
 func (l *life) openInboxes() []*inbox {
-	seen := map[queue.Queue]bool{}
+	seen := map[queue.Queue]*inbox{}
 	add := func(name string, q queue.Queue) {
-		if seen[q] {
-			return
+		b := seen[q]
+		if b == nil {
+			pg, _ := q.(*pgqueue.Queue)
+			fifo, ok := q.(queue.FIFO)
+			b = &inbox{Queue: q, name: name, pg: pg, fifo: ok && fifo.FIFO(), room: make(chan struct{}, 1), wide: make(chan struct{}, 1),
+				brings: map[*kind]bool{}, held: map[*parcel]struct{}{}, size: 100}
+			seen[q], l.inboxes = b, append(l.inboxes, b)
 		}
-		seen[q] = true
-		pg, _ := q.(*pgqueue.Queue)
-		l.inboxes = append(l.inboxes, &inbox{Queue: q, name: name, pg: pg, room: make(chan struct{}, 1), wide: make(chan struct{}, 1), held: map[*parcel]struct{}{}, size: 100})
+		for _, k := range l.kinds {
+			if k.Queue == name && k.rerunOf == nil {
+				b.brings[k] = true
+			}
+		}
 	}
 	for name, q := range l.queues {
 		add(name, q)
@@ -70,6 +80,9 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 		drained(b.wide)
 		full, lined := l.slots.full()
 		types := l.except(all, full)
+		if b.pg == nil && !b.useful(full) {
+			types = nil
+		}
 		n := b.space(l.most()+lined, l.slots.hungry())
 		if n == 0 || len(types) == 0 || l.clogged.Load() {
 			select {
@@ -107,6 +120,7 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 			continue
 		}
 		for k, ps := range l.accept(b, ds) {
+			b.brings[k] = true
 			// Beside the next Receive, so that looking and receiving overlap.
 			delivering.Go(func() { l.deliver(k, ps) })
 		}
@@ -140,32 +154,58 @@ func (b *inbox) receiveNarrow(ctx context.Context, n int, types []string, narrow
 }
 
 // except are the names without those of the kinds of which enough waits.
-func (l *life) except(names []string, full map[*kind]bool) []string {
+func (l *life) except(names []string, full map[*kind]int) []string {
 	if len(full) == 0 {
 		return names
 	}
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return full[l.kinds[name]] })
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, is := full[l.kinds[name]]; return is })
 }
 
-// turnAway gives back for a while what was not asked for: not every queue can tell types
-// apart.
-func (l *life) turnAway(b *inbox, ds []queue.Delivery, full map[*kind]bool) []queue.Delivery {
-	if len(full) == 0 {
+// useful tells whether a queue that cannot tell types apart may bring anything that could
+// start: each delivery of what cannot counts towards its dead-letter queue.
+func (b *inbox) useful(full map[*kind]int) bool {
+	for k := range b.brings {
+		if _, is := full[k]; !is {
+			return true
+		}
+	}
+	return len(b.brings) == 0
+}
+
+// awayFor is how long a message of a full kind stays away that such a queue brings all the
+// same, among others. It doubles with each delivery, up to sixteen times.
+const awayFor = 30 * time.Second
+
+// turnAway sees to what was not asked for: not every queue can tell types apart. Where the
+// other types of such a queue are to flow, somebody must take these. They are held, up to
+// as much again as a worker ever holds, and past that given back for a while.
+func (l *life) turnAway(b *inbox, ds []queue.Delivery, unasked map[*kind]int) []queue.Delivery {
+	if len(unasked) == 0 {
 		return ds
 	}
-	var back []queue.Delivery
+	waiting, _ := l.slots.full() // by now
+	back := map[time.Duration][]queue.Delivery{}
 	ds = slices.DeleteFunc(ds, func(d queue.Delivery) bool {
-		if full[l.kinds[d.Type]] {
-			back = append(back, d)
+		k := l.kinds[d.Type]
+		if _, is := unasked[k]; !is {
+			return false
+		}
+		n, still := waiting[k]
+		if still && n > l.most() {
+			after := awayFor << min(d.Received-1, 4)
+			back[after] = append(back[after], d)
 			return true
+		}
+		if still {
+			waiting[k] = n + len(d.Items)
 		}
 		return false
 	})
-	if len(back) > 0 {
+	for after, ds := range back {
 		ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
 		defer cancel()
-		if err := b.Release(ctx, time.Second+rand.N(time.Second), back...); err != nil {
-			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(back), "error", err)
+		if err := b.Release(ctx, after+rand.N(after/4), ds...); err != nil {
+			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
 		}
 	}
 	return ds
@@ -283,14 +323,48 @@ func (b *inbox) holding() []queue.Delivery {
 	defer b.mu.Unlock()
 	ds := make([]queue.Delivery, 0, len(b.held))
 	for p := range b.held {
-		ds = append(ds, p.Delivery)
+		if !p.lost.Load() {
+			ds = append(ds, p.Delivery)
+		}
 	}
 	return ds
 }
 
-// heartbeats extends everything held, at a third of the visibility timeout. A message that
-// is lost all the same is with somebody else by now; claims and facts, not the queue, keep
-// the two apart, so what runs goes on.
+// ErrMessageLost is the cause of a body's context when the message that brought its work is
+// no longer held, because it could not be extended in time, or not any more, and the work
+// has no claim. Somebody else has the message by now, or will have it.
+var ErrMessageLost = errors.New("the message is no longer held")
+
+// lose notes that messages are lost. What of them has not begun does not begin here, since
+// they come again. A body that the ledger has no claim for runs on the message alone, so its
+// context ends; where somebody has a claim nobody else may begin, so that one goes on, and
+// is not made a doubt for nothing. What is done by then stays done: the ledger decides.
+func (l *life) lose(b *inbox, receipts []string) {
+	gone := make(map[string]bool, len(receipts))
+	for _, r := range receipts {
+		gone[r] = true
+	}
+	n := 0
+	b.mu.Lock()
+	for p := range b.held {
+		if gone[p.Receipt] && p.left.Load() > 0 { // else it has just been acknowledged
+			p.lost.Store(true)
+			n++
+		}
+	}
+	b.mu.Unlock()
+	if n == 0 {
+		return
+	}
+	l.slots.running(func(it *item) {
+		if ctx := it.attempt.Load(); ctx != nil && it.parcel.lost.Load() {
+			ctx.lose(ErrMessageLost)
+		}
+	})
+	l.log.Warn("messages no longer held: they come again", "queue", b.name, "messages", n)
+}
+
+// heartbeats extends everything held, at a third of the visibility timeout.
 func (l *life) heartbeats(ctx context.Context) {
 	var beats sync.WaitGroup
 	defer beats.Wait()
@@ -315,8 +389,9 @@ func (l *life) heartbeats(ctx context.Context) {
 				case ctx.Err() != nil:
 				case err != nil:
 					l.log.Warn("extending failed", "queue", b.name, "messages", len(ds), "error", err)
-				case len(lost) > 0:
-					l.log.Debug("messages no longer held", "queue", b.name, "messages", len(lost))
+				}
+				if len(lost) > 0 && ctx.Err() == nil {
+					l.lose(b, lost)
 				}
 			}
 		})

@@ -43,6 +43,9 @@ func (l *life) settle(k *kind, items []*item) {
 		}
 	}
 	l.redo(k, items)
+	for _, it := range items {
+		ledger.Hint(k.name, it.Entity)
+	}
 	l.tell(items)
 	l.leave(items, acks)
 }
@@ -84,11 +87,13 @@ func gather(items []*item) (outs []*ledger.Outcome, sends []queue.Message, parke
 			if e.err != nil {
 				e.outcome.Error, e.outcome.Class = e.err.Error(), errorClass(e.err)
 			}
-			if e.outcome.State != ledger.Completed {
+			if e.outcome.State == ledger.Completed {
+				e.outcome.Result = e.result
+			} else {
 				e.outcome.Args = string(it.raw) // what stays open keeps all that another attempt needs
 				// A claim that was only seen keeps what it stands for; where more is wanted (a
 				// higher epoch, a newer source), the message carries that on.
-				if o := it.standing.Open; e.send == nil && o != nil && !it.claim.Won && !o.Covers(it.want) {
+				if o := it.standing.Open; e.send == nil && e.hold == 0 && o != nil && !it.claim.Won && !o.Covers(it.want) {
 					e.send = it.later(0)
 				}
 			}
@@ -224,8 +229,9 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 func finished(items []*item) map[*pgqueue.Queue][]queue.Delivery {
 	in, unsure := map[*parcel]int32{}, map[*parcel]bool{}
 	for _, it := range items {
-		if it.end.keep {
+		if it.end.keep || it.end.hold > 0 {
 			it.keep.Store(true)
+			it.after.Store(max(it.after.Load(), int64(it.end.hold)))
 		}
 		if it.onSeen() {
 			unsure[it.parcel] = true
@@ -280,10 +286,18 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 // ackAll acknowledges, or releases, parcels that are complete. A crash before it costs one
 // redelivery, which ends at "done".
 func (l *life) ackAll(ps []*parcel) {
-	acks, releases := map[*inbox][]queue.Delivery{}, map[*inbox][]queue.Delivery{}
+	type back struct {
+		to    *inbox
+		after time.Duration
+	}
+	acks, releases := map[*inbox][]queue.Delivery{}, map[back][]queue.Delivery{}
 	for _, p := range ps {
 		if p.keep.Load() {
-			releases[p.inbox] = append(releases[p.inbox], p.Delivery)
+			after := time.Duration(p.after.Load())
+			if after == 0 && !l.stopping.Load() {
+				after = time.Second // it was an error that kept it: not at once
+			}
+			releases[back{p.inbox, after}] = append(releases[back{p.inbox, after}], p.Delivery)
 		} else {
 			acks[p.inbox] = append(acks[p.inbox], p.Delivery)
 		}
@@ -296,12 +310,8 @@ func (l *life) ackAll(ps []*parcel) {
 		}
 	}
 	for b, ds := range releases {
-		after := time.Duration(0)
-		if !l.stopping.Load() {
-			after = time.Second // it was an error that kept them: not at once
-		}
-		if err := b.Release(ctx, after, ds...); err != nil {
-			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
+		if err := b.to.Release(ctx, b.after, ds...); err != nil {
+			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.to.name, "messages", len(ds), "error", err)
 		}
 	}
 	for _, p := range ps {

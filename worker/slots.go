@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,18 +186,22 @@ func (s *slots) hungry() bool {
 	return s.lines[0].items == 0 && s.working < s.max
 }
 
-// full are the kinds of which no more should be received for now; lined is how many items
-// of limited kinds wait.
-func (s *slots) full() (kinds map[*kind]bool, lined int) {
+// full are the kinds of which no more should be received for now, with how many of their
+// items wait; where the fleet has no permit for us, as if they were without number, for
+// they do not wait here. lined is how many items of limited kinds wait.
+func (s *slots) full() (kinds map[*kind]int, lined int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, ln := range s.limited {
 		lined += ln.items
 		if ln.found = ln.full(s.max); ln.found {
 			if kinds == nil {
-				kinds = map[*kind]bool{}
+				kinds = map[*kind]int{}
 			}
-			kinds[k] = true
+			kinds[k] = ln.items
+			if ln.fleet != nil && ln.fleet.refused {
+				kinds[k] = math.MaxInt32
+			}
 		}
 	}
 	return kinds, lined
@@ -262,6 +267,19 @@ func (s *slots) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.active)
+}
+
+// running calls f with the items of all tasks that have a slot.
+func (s *slots) running(f func(*item)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sl := range s.active {
+		if task := sl.task.Load(); task != nil {
+			for _, it := range *task {
+				f(it)
+			}
+		}
+	}
 }
 
 // overdue returns the tasks whose body has run for grace longer than its timeout.

@@ -58,7 +58,7 @@ func (l *life) many(its []*item) {
 		}
 		return its[0].kind.Erased.DoMany(ctx, tx, args)
 	})
-	if err == nil || len(its) == 1 || l.jobs.Err() != nil {
+	if err == nil || len(its) == 1 || l.jobs.Err() != nil || its[0].parcel.lost.Load() && !its[0].claim.Won {
 		for _, it := range its {
 			l.endTx(it, err)
 		}
@@ -89,6 +89,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	first := its[0]
 	ctx := l.begin(first)
 	defer ctx.end()
+	ctx.attempt.Many = first.kind.Erased.DoMany != nil
 	tx, err := l.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
 		return notTried{fmt.Errorf("begin: %w", err)}
@@ -131,9 +132,21 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	}
 	defer func(began time.Time) { l.tempos.add(first.Run, len(mine), time.Since(began)) }(first.began)
 	first.end.note = ctx.attempt.Noted()
+	returned := false
+	for i, it := range its {
+		outs[i].Result = ctx.attempt.Returned(it.Entity)
+		returned = returned || outs[i].Result != nil
+	}
 	// From here on the body's timeout no longer counts: it has succeeded.
 	commit, cancel := context.WithTimeout(l.record, 10*time.Second)
 	defer cancel()
+	if returned {
+		b := &pgx.Batch{}
+		ledger.KeepResults(b, &first.kind.Type, outs) // of those that are ours: it sees whose fact it is
+		if err := tx.SendBatch(commit, b).Close(); err != nil {
+			return fmt.Errorf("keep the result: %w", err)
+		}
+	}
 	if err = tx.Commit(commit); err == nil {
 		return nil
 	}

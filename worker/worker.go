@@ -142,7 +142,7 @@ func (w *Worker) register(ctx context.Context) error {
 	var mistakes []error
 	for _, name := range w.set.Types() {
 		e, _ := w.set.Lookup(name)
-		k := &kind{Erased: e, name: name, Type: ledger.Type{Name: name, Effect: e.Effect, Version: e.Policy.Version, Timeout: e.Policy.Timeout, Checked: e.Done != nil}}
+		k := &kind{Erased: e, name: name, Type: ledger.Type{Name: name, Effect: e.Effect, Version: e.Policy.Version, Timeout: e.Policy.Timeout, Checked: e.Done != nil, ResultTTL: e.Policy.ResultTTL}}
 		if w.queues[e.Queue] == nil {
 			mistakes = append(mistakes, fmt.Errorf("job %s is sent to queue %q, which Config.Queues does not name", name, e.Queue))
 			continue
@@ -185,7 +185,8 @@ var ErrStopping = errors.New("the worker is stopping")
 // running bodies Config.Grace, cancels what still runs, records what came of it, and
 // releases what did not start without charging an attempt. It returns when nothing of it
 // runs any more, nil unless it could not stop cleanly: a body that ignores the end of its
-// context for some seconds is left behind, and the error says so.
+// context for some seconds is left behind, and the error says so. A queue in a service may
+// make it wait for what it has asked for there (see [queue.Drainer]): SQS for up to 20 seconds.
 //
 // A worker that loses its lease (the database was away, the process was frozen) cancels
 // what it does and begins a new life under a new id, for as long as it takes.
@@ -307,6 +308,7 @@ func (w *Worker) live(ctx context.Context) error {
 	l.stopping.Store(true)
 	stopReceiving()
 	loops.Wait()
+	drained := l.drain(ctx) // meanwhile
 	l.slots.drain(func(its []*item) { l.giveBack(its, ErrStopping) })
 	grace := w.config.Grace
 	if lease.Context().Err() != nil {
@@ -336,6 +338,29 @@ func (w *Worker) live(ctx context.Context) error {
 	}
 	lost := context.Cause(lease.Context()) // before Leave ends it
 	err = lease.Leave(l.record)
+	drained.Wait()
+	l.drain(ctx).Wait() // what followed in its group when the last of it was acknowledged
 	w.log.Info("worker stopped", "worker", lease.ID)
 	return errors.Join(lost, left, err)
+}
+
+// drain has the queues give back what still comes for Receives that have ended. A worker that
+// goes on under another lease receives again, and needs none of it.
+func (l *life) drain(ctx context.Context) *sync.WaitGroup {
+	var draining sync.WaitGroup
+	if ctx.Err() == nil {
+		return &draining
+	}
+	for _, b := range l.inboxes {
+		if q, ok := b.Queue.(queue.Drainer); ok {
+			draining.Go(func() {
+				limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+				defer cancel()
+				if err := q.Drain(limit); err != nil {
+					l.log.Warn("draining failed: messages may come again only when their visibility ends", "queue", b.name, "error", err)
+				}
+			})
+		}
+	}
+	return &draining
 }

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,20 +21,11 @@ import (
 // seconds. pg_wal_replay_pause() on the standby makes it lag.
 func WithStandby(t testing.TB) (primary, standby *pgxpool.Pool) {
 	t.Helper()
-	bin, dir := folder(t)
-	if err := os.Mkdir(filepath.Join(dir, "standby"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	dir := folder(t)
 	first := own(t, filepath.Join(dir, "primary"))
-	copied := filepath.Join(dir, "standby", "data")
-	out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "pg_basebackup"), "-d", first, "-D", copied, "-R", "-X", "stream", "-c", "fast", "--no-sync").CombinedOutput()
-	if err != nil {
-		t.Fatalf("pg_basebackup: %v: %s", err, out)
-	}
-	if err := giveTo(filepath.Join(dir, "primary", "data"), copied); err != nil {
-		t.Fatal(err)
-	}
-	second := own(t, filepath.Join(dir, "standby"))
+	second := ended(t, func(ctx context.Context) (*pglocal.Cluster, error) {
+		return pglocal.Follow(ctx, first, options(filepath.Join(dir, "standby")))
+	})
 	primary, standby = open(t, first), open(t, second)
 	if _, err := migrations.Up(t.Context(), primary); err != nil {
 		t.Fatal(err)
@@ -48,22 +36,18 @@ func WithStandby(t testing.TB) (primary, standby *pgxpool.Pool) {
 // OwnPool is like [Pool], on a server of this test alone, with settings "name=value".
 func OwnPool(t testing.TB, settings ...string) *pgxpool.Pool {
 	t.Helper()
-	_, dir := folder(t)
-	pool := open(t, own(t, filepath.Join(dir, "own"), settings...))
+	pool := open(t, own(t, filepath.Join(folder(t), "own"), settings...))
 	if _, err := migrations.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
 	return pool
 }
 
-// folder returns that of the server's binaries, and a new one that the server may enter:
-// not t.TempDir, since it may run as another user.
-func folder(t testing.TB) (bin, dir string) {
+// folder returns a new one that the server may enter: not t.TempDir, since it may run as
+// another user. The test is skipped where there is no server, as in [DSN].
+func folder(t testing.TB) (dir string) {
 	t.Helper()
-	bin, err := pglocal.FindBin()
-	if err == nil {
-		_, err = os.Stat(filepath.Join(bin, "pg_basebackup"))
-	}
+	_, err := pglocal.FindBin()
 	if err != nil {
 		if os.Getenv("TEST_REQUIRE") == "1" {
 			t.Fatalf("no PostgreSQL, and TEST_REQUIRE=1: %v", err)
@@ -77,15 +61,27 @@ func folder(t testing.TB) (bin, dir string) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return bin, dir
+	return dir
 }
 
 // own starts a server in dir that ends with the test, and returns its address.
 func own(t testing.TB, dir string, settings ...string) (dsn string) {
 	t.Helper()
+	return ended(t, func(ctx context.Context) (*pglocal.Cluster, error) {
+		return pglocal.Start(ctx, options(dir, settings...))
+	})
+}
+
+func options(dir string, settings ...string) pglocal.Options {
+	return pglocal.Options{Dir: dir, NoSync: true, Bind: true, Params: settings}
+}
+
+// ended has what start starts end with the test, and returns its address.
+func ended(t testing.TB, start func(context.Context) (*pglocal.Cluster, error)) (dsn string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := pglocal.Start(ctx, pglocal.Options{Dir: dir, NoSync: true, Bind: true, Params: settings})
+	c, err := start(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,24 +93,6 @@ func own(t testing.TB, dir string, settings ...string) (dsn string) {
 		}
 	})
 	return withDatabase(c.DSN, "postgres")
-}
-
-// giveTo gives a copy to the owner of the original: the server runs as that user.
-func giveTo(original, copied string) error {
-	fi, err := os.Stat(original)
-	if err != nil {
-		return err
-	}
-	owner, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return nil
-	}
-	return filepath.WalkDir(copied, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, int(owner.Uid), int(owner.Gid))
-	})
 }
 
 // AsStranger returns a pool like that of dsn's own role, whose sessions act as a new role

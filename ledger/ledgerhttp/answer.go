@@ -35,8 +35,8 @@ func (a *answer) write(w http.ResponseWriter) {
 	_, _ = w.Write(a.body) // the client may have gone; it may ask again
 }
 
-// store keeps a beside the fact that the same transaction has recorded.
-func (g *guarded) store(ctx context.Context, tx pgx.Tx, w ledger.Want, a *answer) error {
+// queueStore keeps a beside the fact that the same transaction has recorded.
+func (g *guarded) queueStore(b *pgx.Batch, w ledger.Want, a *answer) {
 	kept := [][]byte{} // not NULL
 	for name, values := range a.header {
 		if slices.Contains(g.op.Headers, name) {
@@ -49,10 +49,7 @@ func (g *guarded) store(ctx context.Context, tx pgx.Tx, w ledger.Want, a *answer
 	if body == nil {
 		body = []byte{}
 	}
-	if _, err := tx.Exec(ctx, storeSQL, g.kind.ID, w.Entity, w.Epoch, a.status, kept, body, g.op.TTL); err != nil {
-		return fmt.Errorf("store the response: %w", err)
-	}
-	return nil
+	b.Queue(storeSQL, g.kind.ID, w.Entity, w.Epoch, a.status, kept, body, g.op.TTL)
 }
 
 // Work that is done anew, under a higher epoch, has a new answer; nothing else replaces one.

@@ -2,7 +2,6 @@ package ledgerhttp
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -32,10 +31,7 @@ func callOf(ctx context.Context) *call {
 // COMMITTED, and has one connection of the pool while the handler runs: a handler that asks the
 // same pool for another one can find that all are held by its like.
 func Tx(ctx context.Context) pgx.Tx {
-	if c := callOf(ctx); c.tx != nil {
-		return lentTx{c.tx}
-	}
-	return nil
+	return callOf(ctx).tx
 }
 
 // EffectKey returns the key for an outside provider that knows repeats by one, given the
@@ -47,11 +43,3 @@ func EffectKey(ctx context.Context) string { return callOf(ctx).effectKey }
 // happen: the next request with the key runs, whatever the effect class. It is of use with an
 // answer that is not stored.
 func NotApplied(ctx context.Context) { callOf(ctx).absent.Store(true) }
-
-// A lentTx is a transaction lent to a handler: whoever hands it out commits it.
-type lentTx struct{ pgx.Tx }
-
-var errLent = errors.New("the transaction belongs to the middleware, which commits it together with the answer: answer with a status of 400 or above to have it rolled back")
-
-func (lentTx) Commit(context.Context) error   { return errLent }
-func (lentTx) Rollback(context.Context) error { return errLent }

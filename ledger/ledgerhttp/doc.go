@@ -56,6 +56,8 @@
 // (ledger.Once), until an operator resolves it (ledger.Resolve). [NotApplied] says in a
 // handler that the effect surely did not happen; then the next request runs.
 //
+// [Keys.Status] tells who sent a request what became of it.
+//
 // A [Keys] has a place in front of the handler and behind whatever authenticates: who is
 // refused there leaves no trace here.
 package ledgerhttp

@@ -84,15 +84,17 @@ func TestAnInvalidKeyIsRefused(t *testing.T) {
 		return nil
 	}}, order)
 	for name, got := range map[string]reply{
-		"syntax":  s.post(`"open`, "tea"),
-		"two":     s.post("12345678", "tea", func(r *http.Request) { r.Header.Add("Idempotency-Key", "12345678") }),
-		"ours":    s.post("short", "tea"),
-		"nothing": s.post(`""`, "tea"),
+		"syntax":                        s.post(`"open`, "tea"),
+		"two":                           s.post("12345678", "tea", func(r *http.Request) { r.Header.Add("Idempotency-Key", "12345678") }),
+		"ours":                          s.post("short", "tea"),
+		"nothing":                       s.post(`""`, "tea"),
+		"before anybody asks who calls": s.post(`"open`, "tea", by("")),
 	} {
 		s.want(name, got.said(), "400 key-invalid")
 	}
 	s.want("ours says why", strings.Contains(s.post("short", "tea").body, "at least 8"), true)
 	s.tally(0, 0, 0)
+	s.want("corrected", s.post("short no more", "tea", with("Idempotency-Key", `"short no more"`)).status, http.StatusCreated)
 }
 
 func TestACallerWhoIsNotKnownIsRefused(t *testing.T) {
@@ -126,16 +128,17 @@ func TestTheSameKeyOfAnotherCallerIsAnotherKey(t *testing.T) {
 func TestNoCallerAndKeyMakeTheIdentityOfOthers(t *testing.T) {
 	seen := map[string]string{}
 	parts := []string{"", "a", "b", "a b", "a+b", "+", " ", "%20", "a%20b", "sha256:", "sha256%3A", "\x00", "ü", strings.Repeat("ü", 200), strings.Repeat("a", 255), strings.Repeat("a", 254)}
-	r, _ := http.NewRequest("POST", "/", nil)
-	for _, scope := range parts {
-		for _, key := range parts {
-			e := ledgerhttp.EntityOf(r, scope, key)
-			if other, twice := seen[e]; twice {
-				t.Errorf("%q and %q are both %q", scope+"|"+key, other, e)
-			}
-			seen[e] = scope + "|" + key
-			if len(e) > 512 {
-				t.Errorf("%q has %d bytes", e, len(e))
+	for _, method := range []string{"POST", "PATCH", "POST a", strings.Repeat("M", 300)} {
+		for _, scope := range parts {
+			for _, key := range parts {
+				e, name := ledgerhttp.EntityOf(method, scope, key), method+"|"+scope+"|"+key
+				if other, twice := seen[e]; twice {
+					t.Errorf("%q and %q are both %q", name, other, e)
+				}
+				seen[e] = name
+				if len(e) > 512 {
+					t.Errorf("%q has %d bytes", e, len(e))
+				}
 			}
 		}
 	}

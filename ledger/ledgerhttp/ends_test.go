@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
 	"github.com/oncemore-jobs/oncemore/ledger/ledgerhttp"
 )
@@ -161,6 +163,69 @@ func TestAHandlerCannotEndTheTransaction(t *testing.T) {
 	s.tally(1, 1, 1)
 }
 
+// Its connection is another request's then.
+func TestATransactionEndsWithItsHandler(t *testing.T) {
+	s := newShop(t)
+	var tx, savepoint pgx.Tx
+	s.guard(ledgerhttp.Operation{}, func(w http.ResponseWriter, r *http.Request) {
+		var err error
+		tx = ledgerhttp.Tx(r.Context())
+		if savepoint, err = tx.Begin(r.Context()); err != nil {
+			t.Error(err)
+		}
+		order(w, r)
+	})
+	s.post("k", "tea")
+	for name, use := range map[string]func(pgx.Tx) error{
+		"Exec":     func(tx pgx.Tx) error { _, err := tx.Exec(t.Context(), `SELECT 1`); return err },
+		"Query":    func(tx pgx.Tx) error { rows, _ := tx.Query(t.Context(), `SELECT 1`); return rows.Err() },
+		"QueryRow": func(tx pgx.Tx) error { return tx.QueryRow(t.Context(), `SELECT 1`).Scan(new(int)) },
+		"SendBatch": func(tx pgx.Tx) error {
+			b := &pgx.Batch{}
+			b.Queue(`SELECT 1`)
+			return tx.SendBatch(t.Context(), b).Close()
+		},
+		"CopyFrom": func(tx pgx.Tx) error {
+			_, err := tx.CopyFrom(t.Context(), pgx.Identifier{"orders"}, []string{"item"}, pgx.CopyFromRows([][]any{{"x"}}))
+			return err
+		},
+		"Prepare": func(tx pgx.Tx) error { _, err := tx.Prepare(t.Context(), "x", `SELECT 1`); return err },
+		"Begin":   func(tx pgx.Tx) error { _, err := tx.Begin(t.Context()); return err },
+		"LargeObjects": func(tx pgx.Tx) error {
+			objects := tx.LargeObjects()
+			_, err := objects.Create(t.Context(), 0)
+			return err
+		},
+	} {
+		for what, tx := range map[string]pgx.Tx{"transaction": tx, "savepoint": savepoint} {
+			if what == "savepoint" && name == "LargeObjects" {
+				continue // pgx has none there
+			}
+			if err := use(tx); !errors.Is(err, pgx.ErrTxClosed) {
+				t.Errorf("%s of a %s that has ended: %v", name, what, err)
+			}
+		}
+	}
+	s.tally(1, 1, 1)
+}
+
+// A handler may have a part of what it wrote undone, and answer with the rest.
+func TestAHandlerMaySetSavepoints(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{}, func(w http.ResponseWriter, r *http.Request) {
+		tx := ledgerhttp.Tx(r.Context())
+		for _, sql := range []string{`INSERT INTO orders (item) VALUES ('kept')`, `INSERT INTO orders (item) VALUES (NULL)`} {
+			if err := pgx.BeginFunc(r.Context(), tx, func(tx pgx.Tx) error { _, err := tx.Exec(r.Context(), sql); return err }); err != nil {
+				fmt.Fprintln(w, "one was not possible")
+			}
+		}
+	})
+	first := s.post("k", "")
+	s.want("reply", fmt.Sprint(first.status, " ", first.body), "200 one was not possible\n")
+	s.again(first, "k", "")
+	s.tally(1, 1, 1)
+}
+
 // A handler that says 200 although a statement of its failed is not believed.
 func TestAFailedTransactionIsNotAnsweredAsIfItWereDone(t *testing.T) {
 	s := newShop(t)
@@ -208,4 +273,48 @@ func TestALostCommitIsAnsweredByTheFact(t *testing.T) {
 			s.tally(1, 1, 1)
 		})
 	}
+}
+
+// A lock that many who insert at once take from each other, to make the table or an index longer,
+// is not mistaken for a twin's.
+func TestAWaitForATableThatIsLockedIsNotCalledOngoing(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{}, order)
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	for i := range 8 { // until their connection has a plan that lasts: planning would wait first, and longer
+		s.post(fmt.Sprint("warm-", i), "tea")
+	}
+	if _, err := tx.Exec(t.Context(), `ALTER INDEX oncemore.ledger_pkey SET TABLESPACE pg_default`); err != nil { // where it is
+		t.Fatal(err)
+	}
+	first := s.async("k", "tea")
+	select {
+	case got := <-first:
+		t.Fatalf("answered %s while the table was locked", got.said())
+	case <-time.After(300 * time.Millisecond): // several times as long as a fact is waited for
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := within(t, "it is answered", first)
+	s.want("status", got.status, http.StatusCreated)
+	s.again(got, "k", "tea")
+}
+
+func TestATableThatStaysLockedIsNotWaitedForWithoutEnd(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{Timeout: 200 * time.Millisecond}, order)
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE oncemore.ledger IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	s.want("reply", s.post("k", "tea").said(), "503 unavailable")
 }

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
@@ -51,6 +53,41 @@ func FuzzTheKeyTheScopeAndTheBodyAreNeverA500(f *testing.F) {
 			if again.Code != first.Code || !bytes.Equal(again.Body.Bytes(), first.Body.Bytes()) || again.Header().Get("Etag") != first.Header().Get("Etag") || again.Header().Get(ledgerhttp.Replayed) != "true" {
 				t.Errorf("first %d %q %q, again %d %q %q", first.Code, first.Header(), first.Body, again.Code, again.Header(), again.Body)
 			}
+		}
+	})
+}
+
+// Nor does the status page, of whatever it is asked; and it leaves nothing behind.
+func FuzzTheStatusPageIsNeverA500(f *testing.F) {
+	f.Add("POST /orders", "POST", "k", "anna")
+	f.Add("POST /orders", "POST", "other", "\x00\xff")
+	f.Add("", strings.Repeat("M", 600), strings.Repeat("k", 256), "")
+	f.Add("POST /orders", "a b", "\x00", "%zz")
+	pool := pgtest.Pool(f)
+	keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Scope: func(r *http.Request) (string, error) { return r.Header.Get("X-Caller"), nil }, Log: quiet()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = keys.Close(f.Context()) })
+	orders, err := keys.Guard(f.Context(), ledgerhttp.Operation{Name: "POST /orders"}, http.NotFoundHandler())
+	if err != nil {
+		f.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/orders", nil)
+	r.Header.Set("Idempotency-Key", "k")
+	r.Header.Set("X-Caller", "anna")
+	orders.ServeHTTP(httptest.NewRecorder(), r)
+	f.Fuzz(func(t *testing.T, operation, method, key, scope string) {
+		r := httptest.NewRequest("GET", "/requests?"+url.Values{"operation": {operation}, "method": {method}, "key": {key}}.Encode(), nil)
+		r.Header["X-Caller"] = []string{scope}
+		w := httptest.NewRecorder()
+		keys.Status().ServeHTTP(w, r)
+		if w.Code >= 500 {
+			t.Fatalf("%d: %s", w.Code, w.Body)
+		}
+		var facts int
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM oncemore.ledger`).Scan(&facts); err != nil || facts != 1 {
+			t.Errorf("%d facts, error %v", facts, err)
 		}
 	})
 }

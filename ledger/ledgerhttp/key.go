@@ -32,15 +32,23 @@ func keyOf(h http.Header) (string, error) {
 		return "", fmt.Errorf("the request has %d %s headers, allowed is one", len(values), Header)
 	}
 	key, err := unquote(strings.Trim(values[0], " \t"))
-	switch {
-	case err != nil:
+	if err == nil {
+		err = checkKey(key)
+	}
+	if err != nil {
 		return "", err
-	case key == "":
-		return "", errors.New("the key is empty")
-	case len(key) > maxKey:
-		return "", fmt.Errorf("the key has %d characters, allowed are %d", len(key), maxKey)
 	}
 	return key, nil
+}
+
+func checkKey(key string) error {
+	switch {
+	case key == "":
+		return errors.New("the key is empty")
+	case len(key) > maxKey:
+		return fmt.Errorf("the key has %d characters, allowed are %d", len(key), maxKey)
+	}
+	return nil
 }
 
 func unquote(s string) (string, error) {
@@ -76,12 +84,11 @@ func unquote(s string) (string, error) {
 
 // entityOf names a request within its operation. Each part is escaped, so that no scope can
 // pass for another's with a key; what is too long for an index is named by its digest.
-func entityOf(r *http.Request, scope, key string) string {
-	return r.Method + " " + part(scope) + " " + part(key)
+func entityOf(method, scope, key string) string {
+	return part(method, 40) + " " + part(scope, 200) + " " + part(key, 200)
 }
 
-func part(s string) string {
-	const most = 220
+func part(s string, most int) string {
 	if escaped := url.QueryEscape(s); len(escaped) <= most {
 		return escaped
 	}

@@ -23,6 +23,9 @@ type Config struct {
 	// An error refuses the request with 401. Required; an API without callers returns "".
 	Scope func(*http.Request) (string, error)
 
+	// Status is the path, or the whole address, where the app has mounted [Keys.Status].
+	Status string
+
 	Docs  string        // the address of the API's documentation of keys, to which problems point; empty: [Docs]
 	Name  string        // of this process, in the list of workers; empty: the host's
 	Lease time.Duration // of this process, for operations with an outside effect; 0: ledger.DefaultLease
@@ -36,7 +39,7 @@ type Keys struct {
 	config Config
 	log    *slog.Logger
 
-	stop    context.CancelFunc // of the loop that deletes expired answers
+	stop    context.CancelFunc // of the loop that tidies up
 	stopped chan struct{}
 
 	joining sync.Mutex // held by who takes a lease
@@ -46,12 +49,15 @@ type Keys struct {
 	running sync.WaitGroup // requests; added to only while not closing
 	lease   *ledger.Lease  // nil: none yet
 	hands   map[hand]bool
+
+	operations map[string]*guarded // by their names, the earlier ones too
 }
 
 var errClosing = errors.New("the server is shutting down")
 
 // New returns Keys on the database of pool, whose schema must be current (see package
-// migrations). It deletes expired answers once a minute until [Keys.Close].
+// migrations). It deletes expired answers, and what processes that died left behind, once a minute
+// until [Keys.Close].
 func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 	if c.Scope == nil {
 		return nil, errors.New("ledgerhttp: Config.Scope is missing: a key belongs to a caller, so say whose a request is")
@@ -60,13 +66,13 @@ func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 		c.Name, _ = os.Hostname() // it only helps whoever reads the list
 	}
 	c.Docs = cmp.Or(c.Docs, Docs)
-	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, stopped: make(chan struct{})}
+	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, operations: map[string]*guarded{}, stopped: make(chan struct{})}
 	if k.log == nil {
 		k.log = slog.Default()
 	}
 	var ctx context.Context
 	ctx, k.stop = context.WithCancel(context.Background())
-	go k.expire(ctx)
+	go k.keepTidy(ctx)
 	return k, nil
 }
 
@@ -78,6 +84,9 @@ func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 // Behind it next gets a request whose body is in memory, and whose context does not end when
 // the client goes away.
 func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.Handler, error) {
+	if o.Status == nil && k.config.Status != "" {
+		o.Status = k.statusOf(o.Name)
+	}
 	if err := o.finish(); err != nil {
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}
@@ -94,10 +103,13 @@ func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.
 			}
 			return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 		}
-		return g, nil
-	}
-	if _, err := k.living(ctx); err != nil {
+	} else if _, err := k.living(ctx); err != nil {
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, name := range append([]string{o.Name}, o.Aliases...) {
+		k.operations[name] = g
 	}
 	return g, nil
 }
@@ -142,7 +154,7 @@ func (k *Keys) enter() bool {
 	return true
 }
 
-func (k *Keys) expire(ctx context.Context) {
+func (k *Keys) keepTidy(ctx context.Context) {
 	defer close(k.stopped)
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
@@ -152,10 +164,28 @@ func (k *Keys) expire(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if _, err := k.Expire(ctx); err != nil && ctx.Err() == nil {
-			k.log.Warn("expired responses were not deleted", "error", err)
+		if err := k.tidy(ctx); err != nil && ctx.Err() == nil {
+			k.log.Warn("what is over was not deleted", "error", err)
 		}
 	}
+}
+
+// tidy deletes what has expired, and the claims that dead processes left beside facts: there may
+// be no worker that would.
+func (k *Keys) tidy(ctx context.Context) error {
+	k.mu.Lock()
+	var kinds []int32
+	for _, g := range k.operations {
+		if g.op.Effect != ledger.InTransaction {
+			kinds = append(kinds, g.kind.ID)
+		}
+	}
+	k.mu.Unlock()
+	_, err := k.Expire(ctx)
+	if len(kinds) > 0 {
+		err = errors.Join(err, k.ledger.SweepMoot(ctx, kinds))
+	}
+	return err
 }
 
 // Expire deletes the answers that have expired, and tells how many. They are not shown any

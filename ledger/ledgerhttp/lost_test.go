@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -170,4 +171,33 @@ func TestWithoutADatabaseARequestIsToldToComeAgain(t *testing.T) {
 	s.tally(0, 0, 0)
 	eventually(t, "it is done", func() bool { return s.post("k", "tea").status == http.StatusCreated })
 	s.tally(1, 1, 1)
+}
+
+// What a request costs beside its handler: a round trip to begin with the fact in hand, and one
+// to store the answer and commit. The handler's transaction has the usual patience with locks.
+func TestARequestTakesTwoRoundTripsBesideThoseOfItsHandler(t *testing.T) {
+	s, decide := newFaultyShop(t)
+	var limits string
+	s.guard(ledgerhttp.Operation{Timeout: 10 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
+		if err := ledgerhttp.Tx(r.Context()).QueryRow(r.Context(), `SELECT concat_ws(' ', current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'), current_setting('transaction_isolation'))`).Scan(&limits); err != nil {
+			t.Error(err)
+		}
+		order(w, r)
+	})
+	s.post("warm", "tea") // its statements are prepared once on each connection
+	var mu sync.Mutex
+	var trips []string
+	decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(b.Names) > 0 { // else it prepares
+			trips = append(trips, strings.Join(b.Names, ","))
+		}
+		return pgproxy.Pass
+	})
+	s.want("status", s.post("k", "tea").status, http.StatusCreated)
+	mu.Lock()
+	defer mu.Unlock()
+	s.want("round trips", strings.Join(trips, " | "), "begin,fact: hold |  |  | response: store,commit")
+	s.want("limits", limits, "0 15s read committed")
 }

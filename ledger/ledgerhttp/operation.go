@@ -63,7 +63,7 @@ type Operation struct {
 
 	Wait       time.Duration // how long a request waits for its twin to end, before Ongoing; 0: not at all
 	Ongoing    Ongoing
-	Status     func(r *http.Request, key string) string // the URL for SeeOther and TemporaryRedirect
+	Status     func(r *http.Request, key string) string // the URL for SeeOther and TemporaryRedirect; nil: that of Config.Status
 	RetryAfter time.Duration                            // what is said with 409 and 503, in whole seconds; 0: 1 s
 
 	Timeout     time.Duration // of the handler; 0: 30 s
@@ -90,7 +90,7 @@ func (o *Operation) finish() error {
 	case o.Ongoing > TemporaryRedirect:
 		return fmt.Errorf("unknown Ongoing %d", o.Ongoing)
 	case o.Ongoing != Conflict && o.Status == nil:
-		return errors.New("a redirect needs a Status, the URL to go to")
+		return errors.New("a redirect needs a Status, the URL to go to, or that of Config.Status")
 	case o.Wait < 0 || o.RetryAfter < 0 || o.Timeout < 0 || o.MaxRequest < 0 || o.MaxResponse < 0:
 		return errors.New("a bound is negative")
 	case o.Fingerprint != nil && (o.Fingerprint.Rule < 1 || o.Fingerprint.Rule > 99 || o.Fingerprint.Of == nil):

@@ -30,7 +30,9 @@ func (g *guarded) outside(req *request) (outcome, error) {
 		return outcome{}, g.giveBack(ctx, req, lease, st.Open)
 	}
 	if st.Reason == ledger.InDoubt && st.Open.Trouble != ledger.Doubtful {
-		g.listDoubt(ctx, req, lease, st.Open)
+		if listed, err := g.listDoubt(ctx, req, lease, st.Open); err != nil || !listed {
+			return outcome{}, err // what was in doubt has just been recorded, or decided on: look again
+		}
 	}
 	if !st.Reason.Run() {
 		return g.standing(ctx, st)
@@ -56,13 +58,20 @@ func (g *guarded) giveBack(ctx context.Context, req *request, lease *ledger.Leas
 	return g.ledger.RunBatch(ctx, func(b *pgx.Batch) { ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out}) })
 }
 
-// listDoubt writes down what the class makes of a claim whose process died, so that it is
-// found among what is in doubt. Who asks gets the same answer without it.
-func (g *guarded) listDoubt(ctx context.Context, req *request, lease *ledger.Lease, o *ledger.Open) {
+// listDoubt writes down what the class makes of a claim whose process died, so that it is found
+// among what is in doubt. It is compared and set by the fence that was seen, and so waits for
+// that process's last transaction, where the server still has one: nobody is told of a doubt that
+// a late commit then resolves.
+func (g *guarded) listDoubt(ctx context.Context, req *request, lease *ledger.Lease, o *ledger.Open) (listed bool, err error) {
 	out := &ledger.Outcome{Want: req.want, State: ledger.Unclear, Fence: o.Fence, Attempts: o.Attempts, Class: "http", Error: "its process died over it"}
-	if err := g.ledger.RunBatch(ctx, func(b *pgx.Batch) { ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out}) }); err != nil {
-		g.log.Warn("a doubt was not listed", "operation", g.op.Name, "entity", req.want.Entity, "error", err)
+	err = g.ledger.RunBatch(ctx, func(b *pgx.Batch) {
+		out.Refused = false
+		ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out})
+	})
+	if err != nil {
+		return false, fmt.Errorf("list a doubt: %w", err)
 	}
+	return !out.Refused, nil
 }
 
 // described is what an operator finds beside a claim, who reads of an entity in doubt.
@@ -192,23 +201,16 @@ func (at *attempt) complete(a *answer, evidence ledger.Evidence) (outcome, error
 }
 
 func (at *attempt) tryComplete(ctx context.Context, o *ledger.Outcome, a *answer) (lost bool, err error) {
-	tx, err := at.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	if err != nil {
-		return false, err
-	}
-	defer rollback(tx)
-	mine, err := ledger.Hold(ctx, tx, &at.kind, recordTime, []*ledger.Outcome{o})
+	var mine []bool
+	tx, err := at.begin(ctx, func(b *pgx.Batch) { mine = ledger.QueueHold(b, &at.kind, recordTime, []*ledger.Outcome{o}) })
 	if err != nil {
 		return false, err
 	}
 	if !mine[0] {
-		rollback(tx)
+		tx.rollback()
 		return true, at.concede(ctx, o)
 	}
-	if err := at.store(ctx, tx, o.Want, a); err != nil {
-		return false, err
-	}
-	return false, tx.Commit(ctx)
+	return false, tx.commit(ctx, func(b *pgx.Batch) { at.queueStore(b, o.Want, a) })
 }
 
 // concede ends a claim whose fact is there already, recorded by the app itself. Where the

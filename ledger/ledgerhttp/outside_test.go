@@ -1,6 +1,7 @@
 package ledgerhttp_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -258,15 +259,69 @@ INSERT INTO oncemore.ledger (fingerprint, job_type, attempts, evidence, entity) 
 func TestAClaimWhoseReplyWasLostIsGivenBackByItsOwnProcess(t *testing.T) {
 	s := newShop(t)
 	s.guard(ledgerhttp.Operation{Effect: ledger.Once, Wait: 30 * time.Second}, s.charge)
-	r, _ := http.NewRequest("POST", "/orders", nil)
 	if _, err := s.pool.Exec(t.Context(), `
 INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), w.id, now(), now(), 0, 0, 0, 0, t.id, 1, $1, '' FROM oncemore.worker w, oncemore.job_type t`, ledgerhttp.EntityOf(r, "anna", "k")); err != nil {
+SELECT nextval('oncemore.fence'), w.id, now(), now(), 0, 0, 0, 0, t.id, 1, $1, '' FROM oncemore.worker w, oncemore.job_type t`, ledgerhttp.EntityOf("POST", "anna", "k")); err != nil {
 		t.Fatal(err)
 	}
 	s.again(s.post("k", "tea"), "k", "tea")
 	s.tally(1, 1, 1)
 	s.want("claims", s.claims(), 0)
+}
+
+// A process was declared dead when its last transaction was about to commit. Who asks meanwhile
+// waits for that, and is not told of a doubt that is then none.
+func TestALateCommitOfTheDeadIsNotADoubt(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Once}, s.charge)
+	if _, err := s.pool.Exec(t.Context(), `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at, cause) VALUES ('another', now(), now(), 'lapsed') RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), now(), 0, 0, 0, 0, t.id, 1, $1, '' FROM dead, oncemore.job_type t`, ledgerhttp.EntityOf("POST", "anna", "k")); err != nil {
+		t.Fatal(err)
+	}
+	last, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer last.Rollback(context.Background())
+	if _, err := last.Exec(t.Context(), `
+WITH gone AS (DELETE FROM oncemore.claim RETURNING job_type, entity),
+fact AS (INSERT INTO oncemore.ledger (job_type, entity, fingerprint, attempts, evidence) SELECT job_type, entity, 0, 1, 'r' FROM gone)
+INSERT INTO oncemore.response (job_type, entity, epoch, status, headers, body, expires_at)
+SELECT job_type, entity, 0, 201, '{}', 'charged', now() + interval '1 hour' FROM gone`); err != nil {
+		t.Fatal(err)
+	}
+	asked := s.async("k", "tea")
+	eventually(t, "who asks waits", func() bool {
+		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
+	})
+	if err := last.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := within(t, "it is answered", asked)
+	s.want("reply", fmt.Sprint(got.said(), " ", got.body, " ", got.replayed()), "201 charged true")
+	s.tally(0, 1, 1)
+	s.want("claims", s.claims(), 0)
+}
+
+// A process died when it had found out that a twin was faster, and before it gave its claim back.
+func TestAClaimThatTheDeadLeftBesideAFactIsSwept(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Once}, s.charge)
+	s.post("k", "tea")
+	if _, err := s.pool.Exec(t.Context(), `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at, cause) VALUES ('another', now(), now(), 'lapsed') RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), now(), l.fingerprint, 0, 0, 0, l.job_type, 1, l.entity, '' FROM dead, oncemore.ledger l`); err != nil {
+		t.Fatal(err)
+	}
+	s.want("claims", s.claims(), 1)
+	if err := ledgerhttp.Tidy(s.keys, t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.want("claims", s.claims(), 0)
+	s.tally(1, 1, 1)
 }
 
 func TestAnOutsideAnswerThatIsTooLargeIsRecordedAsDone(t *testing.T) {

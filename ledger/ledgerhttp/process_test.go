@@ -143,10 +143,8 @@ func TestAServerIsKilledBetweenTheEffectAndItsRecord(t *testing.T) {
 			pid, url := s.startServer(test.mode, proxy.DSN())
 			var struck atomic.Bool
 			proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
-				for _, name := range b.Tx {
-					if b.Has("commit") && name == "response: store" && struck.CompareAndSwap(false, true) {
-						return test.fault(pid)
-					}
+				if commitOf("response: store")(b) && struck.CompareAndSwap(false, true) {
+					return test.fault(pid)
 				}
 				return pgproxy.Pass
 			})

@@ -10,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/ledger/ledgerhttp"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
@@ -106,6 +110,26 @@ func TestA4xxIsStoredAndWhatTheHandlerWroteIsRolledBack(t *testing.T) {
 	s.again(first, "k", "tea")
 	s.want("calls", calls.Load(), int32(1))
 	s.tally(0, 1, 1)
+}
+
+// What was refused for what it says is refused under its key for ever; said otherwise it is another
+// request. What the middleware refused is not remembered at all.
+func TestACorrectedRequestNeedsANewKeyWhereTheAnswerWasStored(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{MaxRequest: 10}, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Sold-Out") != "" {
+			http.Error(w, "sold out", http.StatusUnprocessableEntity)
+			return
+		}
+		order(w, r)
+	})
+	s.want("refused", s.post("k", "tea", with("X-Sold-Out", "1")).body, "sold out\n")
+	s.want("corrected, under the same key", s.post("k", "coffee").said(), "422 key-reused")
+	s.want("unchanged, though it would do now", s.post("k", "tea").body, "sold out\n")
+	s.want("corrected, under a new key", s.post("l", "coffee").status, http.StatusCreated)
+	s.want("too large", s.post("m", "much too large a request").said(), "413 request-too-large")
+	s.want("corrected, under the same key", s.post("m", "cocoa").status, http.StatusCreated)
+	s.tally(2, 3, 3)
 }
 
 func TestA5xxAnd429AreNotStoredAndTheNextRequestRuns(t *testing.T) {
@@ -264,4 +288,31 @@ func TestAnExpiredAnswerIsNotPermissionToRunAgain(t *testing.T) {
 	}
 	s.tally(1, 1, 0)
 	s.want("another body", s.post("k", "coffee").status, http.StatusUnprocessableEntity)
+}
+
+// PgBouncer in transaction mode knows no named statements; others want the simple protocol.
+func TestARequestIsDoneOnceHoweverStatementsAreSent(t *testing.T) {
+	for _, mode := range []string{"exec", "cache_describe", "describe_exec", "simple_protocol"} {
+		t.Run(mode, func(t *testing.T) {
+			own := newShop(t)
+			config := own.pool.Config()
+			config.ConnConfig.DefaultQueryExecMode = map[string]pgx.QueryExecMode{"exec": pgx.QueryExecModeExec, "cache_describe": pgx.QueryExecModeCacheDescribe,
+				"describe_exec": pgx.QueryExecModeDescribeExec, "simple_protocol": pgx.QueryExecModeSimpleProtocol}[mode]
+			pool, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(pool.Close)
+			s := openShop(t, own.pool, pool)
+			s.guard(ledgerhttp.Operation{}, order)
+			s.guard(ledgerhttp.Operation{Name: "POST /charges", Effect: ledger.Once}, s.charge)
+			first := s.post("k", "tea")
+			s.want("status", first.status, http.StatusCreated)
+			s.again(first, "k", "tea")
+			charged := s.post("k", "tea", to(s.srv.URL+"/charges"))
+			s.want("status", charged.status, http.StatusCreated)
+			s.again(charged, "k", "tea", to(s.srv.URL+"/charges"))
+			s.tally(2, 2, 2)
+		})
+	}
 }

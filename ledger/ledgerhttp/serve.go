@@ -46,7 +46,7 @@ func (g *guarded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.forget(w, req)
 		return
 	}
-	until := time.Now().Add(g.op.Wait)
+	began := time.Now()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		out, err := g.try(req)
 		switch {
@@ -60,8 +60,12 @@ func (g *guarded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case out.problem != nil:
 			g.refuse(w, *out.problem)
 			return
-		case out.busy && time.Until(until) <= 0:
+		case out.busy && time.Since(began) >= g.op.Wait:
 			g.elsewhere(w, req)
+			return
+		case time.Since(began) >= g.op.Wait+g.op.Timeout:
+			g.log.Error("request not brought to its end", "operation", g.op.Name, "entity", req.want.Entity, "error", "the ledger is locked, or changes all the time")
+			g.refuse(w, unavailable)
 			return
 		}
 		// No connection is held while we wait: those who wait must not keep those who work from one.
@@ -123,7 +127,7 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 	}
 	req := &request{Request: r, key: key, body: body}
 	if key != "" {
-		req.want = ledger.Want{Entity: entityOf(r, scope, key), Fingerprint: g.op.Fingerprint.of(r, body)}
+		req.want = ledger.Want{Entity: entityOf(r.Method, scope, key), Fingerprint: g.op.Fingerprint.of(r, body)}
 	}
 	return req, nil
 }

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/oncemore-jobs/oncemore/ledger"
 )
@@ -37,6 +35,8 @@ func (g *guarded) inTransaction(req *request) (outcome, error) {
 		return outcome{answer: a}, nil
 	case errors.Is(err, ledger.ErrBusy):
 		return outcome{busy: true}, nil
+	case errors.Is(err, errCrowded):
+		return outcome{}, nil
 	case errors.Is(err, errTaken):
 		return g.look(req)
 	case errors.Is(err, ErrResponseTooLarge):
@@ -52,20 +52,20 @@ func (g *guarded) inTransaction(req *request) (outcome, error) {
 // transact holds the fact, runs the handler, and commits: the answer is final then. A
 // crash anywhere before the commit leaves nothing.
 func (g *guarded) transact(ctx context.Context, req *request) (*answer, error) {
-	tx, err := g.hold(ctx, req)
+	tx, err := g.hold(ctx, req.want)
 	if err != nil {
 		return nil, err
 	}
 	// However this ends, and even if the handler panics. After a commit it is nothing.
-	defer rollback(tx)
-	a, err := g.run(context.WithValue(ctx, callKey{}, &call{tx: tx}), req)
+	defer tx.rollback()
+	a, err := g.run(context.WithValue(ctx, callKey{}, &call{tx: tx.lent()}), req)
 	switch {
 	case err != nil:
 		return nil, err
 	case !g.op.Store(a.status):
 		return a, nil
 	case a.status >= http.StatusBadRequest:
-		rollback(tx)
+		tx.rollback()
 		return g.keepRefusal(req, a)
 	}
 	return g.commit(req, tx, a)
@@ -77,47 +77,20 @@ func (g *guarded) transact(ctx context.Context, req *request) (*answer, error) {
 func (g *guarded) keepRefusal(req *request, a *answer) (*answer, error) {
 	ctx, cancel := recording(req)
 	defer cancel()
-	tx, err := g.hold(ctx, req)
+	tx, err := g.hold(ctx, req.want)
 	if err != nil {
 		return nil, err
 	}
-	defer rollback(tx)
 	return g.commit(req, tx, a)
 }
 
-// hold begins a transaction whose first change is the fact.
-func (g *guarded) hold(ctx context.Context, req *request) (pgx.Tx, error) {
-	// A frozen process must not hold its locks for ever: the server ends a transaction that
-	// idles longer than a handler may take. READ COMMITTED is said aloud: others' facts must be seen.
-	limit := strconv.FormatInt((g.op.Timeout + idleGrace).Milliseconds(), 10)
-	tx, err := g.pool.BeginTx(ctx, pgx.TxOptions{BeginQuery: `BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = ` + limit})
-	if err != nil {
-		return nil, fmt.Errorf("begin: %w", err)
-	}
-	mine, err := ledger.Hold(ctx, tx, &g.kind, holdPatience, []*ledger.Outcome{{Want: req.want, State: ledger.Completed, Attempts: 1, Evidence: ledger.SameTx}})
-	if err == nil && !mine[0] {
-		err = errTaken
-	}
-	if err != nil {
-		rollback(tx)
-		return nil, err
-	}
-	return tx, nil
-}
-
 // commit stores the answer and commits. From here on the handler's time no longer counts.
-func (g *guarded) commit(req *request, tx pgx.Tx, a *answer) (*answer, error) {
+func (g *guarded) commit(req *request, tx *transaction, a *answer) (*answer, error) {
 	ctx, cancel := recording(req)
 	defer cancel()
-	err := g.store(ctx, tx, req.want, a)
-	if err == nil {
-		if err = tx.Commit(ctx); err == nil {
-			return a, nil
-		}
-	}
-	var pg *pgconn.PgError
-	if errors.Is(err, pgx.ErrTxCommitRollback) || errors.As(err, &pg) && pg.Code == "25P02" {
-		return nil, errAborted
+	err := tx.commit(ctx, func(b *pgx.Batch) { g.queueStore(b, req.want, a) })
+	if err == nil || errors.Is(err, errAborted) {
+		return a, err
 	}
 	// Whether it happened the fact tells. Where there is none it was rolled back, or it hangs in
 	// the server still; then the next request waits for it at the same fact.
@@ -154,15 +127,15 @@ func (g *guarded) forget(w http.ResponseWriter, req *request) {
 		g.log.Error("request without a key not brought to its end", "operation", g.op.Name, "error", err)
 		g.refuse(w, unkept)
 	}
-	tx, err := g.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	tx, err := g.begin(ctx, func(*pgx.Batch) {})
 	if err != nil {
 		fail(err)
 		return
 	}
-	defer rollback(tx)
-	a, err := g.run(context.WithValue(ctx, callKey{}, &call{tx: tx}), req)
+	defer tx.rollback()
+	a, err := g.run(context.WithValue(ctx, callKey{}, &call{tx: tx.lent()}), req)
 	if err == nil && a.status < http.StatusBadRequest {
-		err = tx.Commit(ctx)
+		err = tx.commit(ctx, func(*pgx.Batch) {})
 	}
 	if err != nil {
 		fail(err)
@@ -174,10 +147,4 @@ func (g *guarded) forget(w http.ResponseWriter, req *request) {
 // recording is a context to record what was done, whether or not the client is there still.
 func recording(req *request) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(req.Context()), recordTime)
-}
-
-func rollback(tx pgx.Tx) {
-	ctx, cancel := context.WithTimeout(context.Background(), recordTime)
-	defer cancel()
-	_ = tx.Rollback(ctx) // it had ended, or the server ends it with the connection
 }

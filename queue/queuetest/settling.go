@@ -153,9 +153,9 @@ func releasedLater(s *suite) {
 	if want := entities(ds[:2]); !slices.Equal(entities(back), want) {
 		s.Errorf("came back: %v, expected %v", entities(back), want)
 	}
+	before = time.Now()
 	s.release(s.Visibility()*2, back[0])
 	s.ack(back[1])
-	before = time.Now()
 	long := s.take1()
 	if d := time.Since(before); d < s.Visibility()*2-s.Visibility()/2 {
 		s.Errorf("released for %v, came back after %v", s.Visibility()*2, d)

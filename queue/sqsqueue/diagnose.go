@@ -214,6 +214,8 @@ func (q *queueFacts) permissions(ctx context.Context) (checks []Check) {
 		c := Check{Name: p.action, State: "ok", Found: "allowed"}
 		err := p.ask()
 		switch code := codeOf(err); {
+		case isDenied(code) && p.action == "sqs:SendMessage":
+			c.State, c.Found, c.Do = "warn", "denied", "allow it to who sends, or moves dead letters back; workers do neither: see docs/sqs.md"
 		case isDenied(code):
 			c.State, c.Found, c.Do = "bad", "denied", "allow it in the policy of the role: see docs/sqs.md"
 		case code == "" && err != nil:

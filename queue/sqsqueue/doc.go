@@ -41,7 +41,6 @@
 //
 // Of each message group one delivery is handed out at a time. The rest of what was
 // received of the group follows as the one before it is acknowledged; when one is released
-// or lost, the rest is released after it, in order, and the group begins anew from there. A worker
-// acknowledges what failed as soon as the ledger has it, retry included: who needs the
-// group to wait for that says so in the ready-check of what comes after.
+// or lost, the rest is released after it, in order, and the group begins anew from there. A
+// worker releases what failed until it is done or has failed for good ([queue.FIFO]).
 package sqsqueue

@@ -31,6 +31,7 @@ func seedOf(t testing.TB) uint64 {
 // empty then. The consumers do as a worker: they remember what is done, extend what they
 // hold, and acknowledge it; now and then one forgets what it has.
 func TestNothingIsLostAndNothingIsLeftUnderEachFault(t *testing.T) {
+	beside(t)
 	for name, faults := range map[string]sqsfake.Faults{
 		"none":               {},
 		"partial failures":   {PartialFailures: 0.3},

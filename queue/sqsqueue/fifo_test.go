@@ -120,6 +120,31 @@ func TestWhatWaitsInAGroupIsReleasedWhenItsHeadIsLost(t *testing.T) {
 	}
 }
 
+// Nobody else can have it: what waits here blocks the group. So it begins anew at once.
+func TestAGroupBeginsAnewWhenAnAckFindsThatItsHeadHasExpired(t *testing.T) {
+	bubble(t, "q.fifo", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
+		send(t, q, one("t", "a", 1), one("t", "a", 2), one("t", "a", 3))
+		head := receive(t, q, 10)
+		handle := strings.Fields(head[0].Receipt)[2]
+		if _, err := fake.Client().ChangeMessageVisibility(t.Context(), &sqs.ChangeMessageVisibilityInput{QueueUrl: new(q.URL()), ReceiptHandle: &handle, VisibilityTimeout: 1}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		ack(t, q, head...)
+		late := time.Now()
+		for i := 1; i <= 3; i++ {
+			ds := receive(t, q, 10)
+			if got := numbers(ds); !slices.Equal(got, []string{fmt.Sprint("a", i)}) {
+				t.Fatalf("received %v, want a%d", got, i)
+			}
+			ack(t, q, ds...)
+		}
+		if took := time.Since(late); took > 5*time.Second {
+			t.Errorf("it took %v, visibility is %v", took, q.Visibility())
+		}
+	})
+}
+
 func TestWhatWaitsInAGroupIsExtendedWithItsHead(t *testing.T) {
 	bubble(t, "q.fifo", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		send(t, q, one("t", "a", 1), one("t", "a", 2))
@@ -153,6 +178,7 @@ func TestTheSameWorkSentTwiceIsTwoMessages(t *testing.T) {
 
 // SQS may refuse one entry of a batch and take those behind it.
 func TestWhatIsSentToAGroupIsInOrderWhateverSQSRefuses(t *testing.T) {
+	beside(t)
 	seed := seedOf(t)
 	bubble(t, "q.fifo", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		fake.SetFaults(sqsfake.Faults{PartialFailures: 0.1, LostAnswers: 0.1, Seed: seed})
@@ -196,6 +222,7 @@ func TestAGroupIsNamedByTheCaller(t *testing.T) {
 // Several consumers fail, die and are slow now and then. In each group a message is worked
 // to its end only after all those before it.
 func TestGroupsStayInOrderWhateverHappens(t *testing.T) {
+	beside(t)
 	const groups, each = 7, 40
 	seed := seedOf(t)
 	bubble(t, "q.fifo", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, first *sqsqueue.Queue) {

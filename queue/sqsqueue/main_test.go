@@ -3,6 +3,7 @@ package sqsqueue_test
 import (
 	"flag"
 	"os"
+	"sync"
 	"testing"
 )
 
@@ -15,3 +16,13 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// beside has a test that needs the processor run beside those that wait for time to pass: one
+// of them at a time, so that the others are not late.
+func beside(t *testing.T) {
+	t.Parallel()
+	busy.Lock()
+	t.Cleanup(busy.Unlock)
+}
+
+var busy sync.Mutex

@@ -35,7 +35,7 @@ func TestWhatIsMissingIsOneClearErrorAtOnce(t *testing.T) {
 	}))
 	t.Cleanup(refuse.Close)
 	at := func(endpoint string) *sqs.Client {
-		return sqs.New(sqs.Options{Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: credentials.NewStaticCredentialsProvider("a", "b", "")})
+		return sqs.New(sqs.Options{Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: credentials.NewStaticCredentialsProvider("a", "b", ""), RetryMaxAttempts: 1})
 	}
 	fake := sqsfake.New()
 	zero, err := fake.CreateQueue("zero", map[string]string{"VisibilityTimeout": "0"})

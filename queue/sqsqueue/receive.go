@@ -42,6 +42,8 @@ type polls struct {
 	arrived []arrival
 	err     error // of a poll, for a Receive that waits
 	sparing bool  // a timer runs for what has arrived
+	giving  int   // messages that are being released, since nobody took them
+	drains  int   // that wait: nobody is to come any more
 	closed  bool
 
 	all    context.Context // of all polls: ends only when Close has waited long enough
@@ -179,6 +181,7 @@ func (q *Queue) poll(n int) {
 
 	p := &q.polls
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.running--
 	p.asked -= n
 	switch {
@@ -194,25 +197,34 @@ func (q *Queue) poll(n int) {
 	default:
 		p.hot = false
 	}
-	p.mu.Unlock()
-	q.arrive(ds...)
+	q.arrived(ds) // in the same moment as the poll ends: who waits for its end must find them
 }
 
 // arrive has the next Receive find ds.
 func (q *Queue) arrive(ds ...queue.Delivery) {
+	q.polls.mu.Lock()
+	defer q.polls.mu.Unlock()
+	q.arrived(ds)
+}
+
+// arrived is arrive, under the mutex.
+func (q *Queue) arrived(ds []queue.Delivery) {
 	p := &q.polls
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	now := time.Now()
 	for _, d := range ds {
 		p.arrived = append(p.arrived, arrival{d, now})
 	}
-	close(p.changed)
-	p.changed = make(chan struct{})
+	p.tell()
 	if len(p.arrived) > 0 && !p.sparing {
 		p.sparing = true
 		time.AfterFunc(spareTime, q.releaseSpare)
 	}
+}
+
+// tell wakes who waits for a change.
+func (p *polls) tell() {
+	close(p.changed)
+	p.changed = make(chan struct{})
 }
 
 // releaseSpare releases what no Receive has taken in time.
@@ -220,10 +232,11 @@ func (q *Queue) releaseSpare() {
 	p := &q.polls
 	p.mu.Lock()
 	n := 0
-	for n < len(p.arrived) && (p.closed || time.Since(p.arrived[n].at) >= spareTime) {
+	for n < len(p.arrived) && (p.closed || p.drains > 0 && p.wanted == 0 || time.Since(p.arrived[n].at) >= spareTime) {
 		n++
 	}
 	ds := p.take(n)
+	p.giving += n
 	if p.sparing = len(p.arrived) > 0; p.sparing {
 		time.AfterFunc(spareTime, q.releaseSpare)
 	}
@@ -231,6 +244,12 @@ func (q *Queue) releaseSpare() {
 	if len(ds) == 0 {
 		return
 	}
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.giving -= n
+		p.tell()
+	}()
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
 	if err := q.Release(ctx, 0, ds...); err != nil {
@@ -238,31 +257,48 @@ func (q *Queue) releaseSpare() {
 	}
 }
 
-// Close ends receiving: it waits for the polls that still wait in SQS, up to [Options.Wait],
-// and releases what they bring. Call it after the workers have stopped and before the
-// process ends; without it such messages come again only when their visibility ends. When
-// ctx ends first, Close cuts the polls off and returns ctx's error. The other methods may
-// still be called.
-func (q *Queue) Close(ctx context.Context) error {
+// Drain waits for the polls that wait in SQS on behalf of Receives that have ended, up to
+// [Options.Wait], and releases what they bring. Without it such messages come again only when
+// their visibility ends. It returns early, without error, when there is a Receive again: that
+// one takes up the polls. When ctx ends first Drain returns its error, and the polls go on.
+// Call it, or Close, when the workers have stopped and the process is to end.
+func (q *Queue) Drain(ctx context.Context) error {
 	p := &q.polls
-	defer p.cancel()
 	p.mu.Lock()
-	p.closed = true
+	p.drains++
 	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.drains--
+		p.mu.Unlock()
+	}()
 	for {
 		q.releaseSpare()
 		p.mu.Lock()
-		running, changed := p.running+len(p.arrived), p.changed
+		left, needed, changed := p.running+len(p.arrived)+p.giving, p.wanted > 0 && !p.closed, p.changed
 		p.mu.Unlock()
-		if running == 0 {
+		if left == 0 || needed {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %d polls of %s: %w", running, q.url, ctx.Err())
+			return fmt.Errorf("wait for the last polls of %s: %w", q.url, ctx.Err())
 		}
 	}
+}
+
+// Close ends receiving: Receive returns [ErrClosed] from now on. Close itself returns as
+// [Queue.Drain] does, except that it cuts the polls off when ctx ends first. The other methods
+// may still be called.
+func (q *Queue) Close(ctx context.Context) error {
+	p := &q.polls
+	defer p.cancel()
+	p.mu.Lock()
+	p.closed = true
+	p.tell()
+	p.mu.Unlock()
+	return q.Drain(ctx)
 }
 
 // delivery makes one of what SQS handed out.

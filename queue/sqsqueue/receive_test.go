@@ -107,6 +107,60 @@ func TestCloseWaitsForTheLastPollAndReleasesWhatItBrings(t *testing.T) {
 	})
 }
 
+// A worker that has stopped leaves polls behind. They are no reason to leave messages behind.
+func TestDrainWaitsForTheLastPollAndReleasesWhatItBrings(t *testing.T) {
+	for _, suffix := range []string{"", ".fifo"} {
+		bubble(t, "q"+suffix, nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
+			ctx, stop := context.WithTimeout(t.Context(), 5*time.Second)
+			defer stop()
+			if ds, err := q.Receive(ctx, 10, nil); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(ds, err)
+			}
+			draining := time.Now()
+			var sender sync.WaitGroup
+			sender.Go(func() { time.Sleep(3 * time.Second); send(t, q, one("t", "e", 1), one("t", "e", 2)) })
+			if err := q.Drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(draining); took != 3*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			sender.Wait()
+			if visible, held, _ := fake.Count(q.URL()); visible != 2 || held != 0 {
+				t.Errorf("%d visible, %d held, want both released", visible, held)
+			}
+			ack(t, q, receive(t, q, 10)...) // it is not closed
+		})
+	}
+}
+
+func TestDrainLeavesThePollsToWhoReceives(t *testing.T) {
+	bubble(t, "q", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
+		var other sync.WaitGroup
+		other.Go(func() { ack(t, q, receive(t, q, 10)...) })
+		ctx, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		_, _ = q.Receive(ctx, 10, nil)
+		draining := time.Now()
+		if err := q.Drain(t.Context()); err != nil || time.Since(draining) > 0 {
+			t.Errorf("%v, after %v", err, time.Since(draining))
+		}
+		send(t, q, one("t", "e", 1))
+		other.Wait()
+		if n := fake.Calls("ChangeMessageVisibilityBatch"); n > 0 {
+			t.Error("what somebody waits for was released")
+		}
+		ctx, stop = context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		_, _ = q.Receive(ctx, 10, nil)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := q.Drain(short); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("while nothing comes: %v", err)
+		}
+	})
+}
+
 func TestCloseGivesUpWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := sqsfake.New()
@@ -124,6 +178,7 @@ func TestCloseGivesUpWithItsContext(t *testing.T) {
 }
 
 func TestAnIdleQueueCostsThreeRequestsAMinuteHoweverManySlotsAreFree(t *testing.T) {
+	beside(t)
 	bubble(t, "q", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		var ms []queue.Message
 		for i := range 500 { // a burst, that more polls bring in
@@ -149,6 +204,7 @@ func TestAnIdleQueueCostsThreeRequestsAMinuteHoweverManySlotsAreFree(t *testing.
 }
 
 func TestThereAreAsManyPollsAsFreeSlotsNeedAndNoMore(t *testing.T) {
+	beside(t)
 	bubble(t, "q", nil, sqsqueue.Options{Polls: 4}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		var ms []queue.Message
 		for i := range 1000 {
@@ -174,6 +230,7 @@ func TestThereAreAsManyPollsAsFreeSlotsNeedAndNoMore(t *testing.T) {
 // A worker with slow jobs asks seldom, for many, and takes what it gets. What was brought for
 // it does not go back and forth meanwhile.
 func TestWhatIsReceivedForASlowWorkerIsReceivedOnce(t *testing.T) {
+	beside(t)
 	bubble(t, "q", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		fake.SetFaults(sqsfake.Faults{Slow: 30 * time.Millisecond})
 		var ms []queue.Message

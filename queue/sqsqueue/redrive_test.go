@@ -44,6 +44,7 @@ func graveyard(t *testing.T, fake *sqsfake.Fake, suffix string, n int) (q, dead 
 }
 
 func TestRedriveMovesAllDeadLettersBack(t *testing.T) {
+	beside(t)
 	for _, suffix := range []string{"", ".fifo"} {
 		synctest.Test(t, func(t *testing.T) {
 			fake := sqsfake.New()
@@ -98,6 +99,7 @@ func TestRedriveMovesAllDeadLettersBack(t *testing.T) {
 }
 
 func TestRedriveLosesNothingUnderFaultsAndWhenItIsStopped(t *testing.T) {
+	beside(t)
 	first := seedOf(t)
 	for seed := first; seed < first+5; seed++ {
 		synctest.Test(t, func(t *testing.T) {

@@ -61,6 +61,7 @@ func TestAnItemThatCanNeverFitIsRefusedWithItsSizeAndAllOfItsSend(t *testing.T) 
 }
 
 func TestBatchesAreWithinTheLimitOfAllTheirBytes(t *testing.T) {
+	beside(t)
 	bubble(t, "q", nil, sqsqueue.Options{}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		var ms []queue.Message
 		for range 12 {

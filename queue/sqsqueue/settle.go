@@ -142,9 +142,9 @@ func (q *Queue) Extend(ctx context.Context, ds ...queue.Delivery) (lost []string
 }
 
 // Release makes the messages visible again after a delay; at once when that is 0. A message
-// that comes back again and again waits longer each time: a delay doubles with every
-// delivery, up to 32 times, and from the 26th delivery on 0 counts as a second. So
-// messages that nobody can work never go round in a hot loop.
+// that comes back again and again waits longer each time: a delay is at least a second, and
+// twice as long with every delivery, up to 32 seconds; from the 26th delivery on 0 is a
+// delay too. So messages that nobody can work never go round in a hot loop.
 func (q *Queue) Release(ctx context.Context, after time.Duration, ds ...queue.Delivery) error {
 	hs, err := known(ds)
 	if err != nil || len(hs) == 0 {
@@ -183,9 +183,8 @@ func patience(after time.Duration, received int) time.Duration {
 		}
 		after, received = time.Second, received-quick
 	}
-	after = min(after, mostVisible)
-	d := after << min(received-1, 5)
-	return max(after, min(d+rand.N(d/4+1), 15*time.Minute))
+	d := time.Second << min(received-1, 5)
+	return max(min(after, mostVisible), d+rand.N(d/4+1))
 }
 
 // setVisibility has each message become visible after so many seconds. told is called with

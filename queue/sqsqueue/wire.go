@@ -176,11 +176,21 @@ func decodeItems(array []byte) ([]queue.Item, error) {
 	return items, err
 }
 
-func text(key string, value []byte) (s string, err error) {
-	if v := bytes.TrimLeft(value, jsonSpace); v[0] != '"' {
+func text(key string, value []byte) (string, error) {
+	v := bytes.Trim(value, jsonSpace)
+	if v[0] != '"' {
 		return "", fmt.Errorf("%q is %.40s, want a string", key, v)
 	}
-	return s, json.Unmarshal(value, &s)
+	return unquote(v)
+}
+
+// unquote reads a string of JSON that is valid and in UTF-8. Most have no escapes, and are
+// what stands there.
+func unquote(quoted []byte) (s string, err error) {
+	if bytes.IndexByte(quoted, '\\') < 0 {
+		return string(quoted[1 : len(quoted)-1]), nil
+	}
+	return s, json.Unmarshal(quoted, &s)
 }
 
 func integer(key string, value []byte, most int64) (int64, error) {
@@ -203,9 +213,10 @@ const jsonSpace = " \t\r\n"
 // space around the value included. The JSON must be valid.
 func members(object []byte, f func(key string, value []byte) error) error {
 	return parts(object, '{', func(part []byte) error {
-		end := skipString(part, bytes.IndexByte(part, '"'))
-		var key string
-		if err := json.Unmarshal(part[:end], &key); err != nil {
+		begin := bytes.IndexByte(part, '"')
+		end := skipString(part, begin)
+		key, err := unquote(part[begin:end])
+		if err != nil {
 			return err
 		}
 		colon := end + bytes.IndexByte(part[end:], ':')

@@ -26,7 +26,22 @@ type Faults struct {
 func (f *Fake) SetFaults(fs Faults) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.faults = faults{Faults: fs, random: rand.New(rand.NewPCG(fs.Seed, 1))}
+	f.faults = faults{Faults: fs, random: rand.New(rand.NewPCG(fs.Seed, 1)), tally: &f.tally}
+}
+
+// A Tally says how often faults have happened, beside how often some of them could have.
+type Tally struct {
+	HandedOut  int // messages, each as often as it was
+	Duplicates int // of them
+	Entries    int // of batches
+	Refused    int // of them, by [Faults.PartialFailures]
+}
+
+// Tally is of all that has happened since New.
+func (f *Fake) Tally() Tally {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tally
 }
 
 // faults are owned by the mutex of their Fake.
@@ -34,6 +49,7 @@ type faults struct {
 	Faults
 	random *rand.Rand
 	turn   int
+	tally  *Tally
 }
 
 func (f *faults) happens(share float64) bool { return share > 0 && f.random.Float64() < share }
@@ -72,5 +88,6 @@ func (f *faults) partial() (refused, acts bool) {
 		return false, true
 	}
 	f.turn++
+	f.tally.Refused++
 	return true, f.turn%2 == 0
 }

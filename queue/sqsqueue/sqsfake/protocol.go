@@ -110,12 +110,18 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Client is a client of the SDK that calls f directly, without a connection.
-func (f *Fake) Client() *sqs.Client {
+func (f *Fake) Client() *sqs.Client { return client("http://sqs.fake", direct{f}) }
+
+// ClientOf is a client of the SDK for a server at such an address, as http://127.0.0.1:4566,
+// that may have a Fake behind it.
+func ClientOf(endpoint string) *sqs.Client { return client(endpoint, nil) }
+
+func client(endpoint string, by sqs.HTTPClient) *sqs.Client {
 	return sqs.New(sqs.Options{
 		Region:       "us-east-1",
-		BaseEndpoint: aws.String("http://sqs.fake"),
+		BaseEndpoint: aws.String(endpoint),
 		Credentials:  credentials.NewStaticCredentialsProvider("test", "test", ""),
-		HTTPClient:   direct{f},
+		HTTPClient:   by,
 	})
 }
 

@@ -115,10 +115,12 @@ func (f *Fake) take(q *fakeQueue, in *receiveInput, max int, visibility time.Dur
 		}
 		if !q.fifo && f.faults.happens(f.faults.Duplicates) {
 			at, m.expires = now, now
+			f.tally.Duplicates++
 		}
 		q.move(m, at, now)
 		out = append(out, q.handOut(m, in))
 	}
+	f.tally.HandedOut += len(out)
 	if len(out) > 0 {
 		f.wake() // who waits must know when these lapse
 	}

@@ -74,6 +74,7 @@ func (f *Fake) sendMessageBatch(in *sendBatchInput) (*sendBatchOutput, *failed) 
 		return nil, refuse("BatchRequestTooLong", "the batch takes %d bytes, allowed are %d", total, 1<<20)
 	}
 	out := &sendBatchOutput{Successful: []sent{}, Failed: []refusedEntry{}}
+	f.tally.Entries += len(in.Entries)
 	for i := range in.Entries {
 		e := &in.Entries[i]
 		refused, acts := f.faults.partial()

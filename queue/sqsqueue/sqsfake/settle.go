@@ -42,6 +42,7 @@ func (f *Fake) each(in *batchInput, do func(*fakeQueue, *settleEntry) *failed) (
 		return nil, fail
 	}
 	out := &batchOutput{Successful: []taken{}, Failed: []refusedEntry{}}
+	f.tally.Entries += len(in.Entries)
 	for i := range in.Entries {
 		e := &in.Entries[i]
 		refused, acts := f.faults.partial()

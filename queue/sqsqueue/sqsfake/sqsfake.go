@@ -31,6 +31,7 @@ type Fake struct {
 	changed chan struct{} // closed, and replaced, when something may have become visible
 	closed  bool
 	calls   map[string]int
+	tally   Tally
 	next    int64 // numbers of messages, and of their sequence
 }
 
