@@ -10,10 +10,8 @@ import (
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 )
 
-// databases are lent to one case after the other, emptied in between: making a new one
-// for each would take longer than most cases do.
-var databases lender
-
+// A lender lends databases to one case after the other, emptied in between: making a new
+// one for each would take longer than most cases do.
 type lender struct {
 	mu    sync.Mutex
 	owner testing.TB

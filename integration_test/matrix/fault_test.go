@@ -21,13 +21,21 @@ const (
 	cutOff       fault = "cut off"
 	killedBefore fault = "killed before"
 	killedAfter  fault = "killed after"
+
+	// Of calls of SQS alone.
+	refused fault = "refused in part"
+	twice   fault = "handed out twice"
 )
 
 var faults = []fault{lost, reportedLost, slow, cutOff, killedBefore, killedAfter}
 
+// slowness is longer than a lease and a visibility timeout.
+const slowness = 3 * max(lease, visibility) / 2
+
 func (f fault) kills() bool { return f == killedBefore || f == killedAfter }
 
-// A write is the nth batch of this name (nameOf) in one of the two processes.
+// A write is the nth batch of this name (nameOf), or call (callName), in one of the two
+// processes.
 type write struct {
 	role role
 	name string
@@ -63,10 +71,12 @@ func (s strike) when(is bool) strike {
 	return strike{}
 }
 
-// A tap is the proxy of one process. It lists what the process writes, and strikes.
+// A tap is the ways of one process, to the database and to SQS. It lists what the process
+// writes, and strikes.
 type tap struct {
 	testing.TB
 	proxy  *pgproxy.Proxy
+	gate   *gate // nil on Postgres
 	hit    strike
 	pid    chan int      // takes the process to kill
 	struck chan struct{} // closed when the fault has befallen its write
@@ -76,16 +86,47 @@ type tap struct {
 	writes []write
 }
 
-func newTap(t testing.TB, dsn string, hit strike) *tap {
-	t.Helper()
-	proxy, err := pgproxy.Start(dsn)
+func (w *world) newTap(hit strike) *tap {
+	w.Helper()
+	proxy, err := pgproxy.Start(w.dsn)
 	if err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
-	t.Cleanup(proxy.Close)
-	tap := &tap{TB: t, proxy: proxy, hit: hit, pid: make(chan int, 1), struck: make(chan struct{}), seen: map[string]int{}}
+	w.Cleanup(proxy.Close)
+	tap := &tap{TB: w, proxy: proxy, hit: hit, pid: make(chan int, 1), struck: make(chan struct{}), seen: map[string]int{}}
 	proxy.Decide(tap.decide)
+	if w.sqs != nil {
+		tap.gate = newGate(w, tap, w.sqs, w.over.queue())
+	}
 	return tap
+}
+
+// address is that of the queue, for openQueue.
+func (t *tap) address() string {
+	if t.gate == nil {
+		return ""
+	}
+	return t.gate.address()
+}
+
+// meets notes one more write of that name, and tells whether it is the one to strike at.
+func (t *tap) meets(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seen[name]++
+	n := t.seen[name]
+	t.writes = append(t.writes, write{name: name, n: n})
+	return name == t.hit.target.name && n == t.hit.target.n
+}
+
+// cut lets nothing of the process through for longer than a lease.
+func (t *tap) cut() {
+	const long = 5 * lease / 2
+	t.proxy.Pause()
+	time.AfterFunc(long, t.proxy.Resume)
+	if t.gate != nil {
+		t.gate.pause(long)
+	}
 }
 
 func (t *tap) decide(b *pgproxy.Batch) pgproxy.Fault {
@@ -100,13 +141,7 @@ func (t *tap) decide(b *pgproxy.Batch) pgproxy.Fault {
 	for _, name := range b.Names {
 		seen.Store(name, true)
 	}
-	name := nameOf(b)
-	t.mu.Lock()
-	t.seen[name]++
-	n := t.seen[name]
-	t.writes = append(t.writes, write{name: name, n: n})
-	t.mu.Unlock()
-	if name != t.hit.target.name || n != t.hit.target.n {
+	if !t.meets(nameOf(b)) {
 		return pgproxy.Pass
 	}
 	defer close(t.struck)
@@ -116,10 +151,9 @@ func (t *tap) decide(b *pgproxy.Batch) pgproxy.Fault {
 	case reportedLost:
 		return pgproxy.ReportedLost
 	case slow:
-		return pgproxy.Slow(3 * max(lease, visibility) / 2)
+		return pgproxy.Slow(slowness)
 	case cutOff:
-		t.proxy.Pause()
-		time.AfterFunc(5*lease/2, t.proxy.Resume)
+		t.cut()
 		return pgproxy.Pass
 	case killedBefore:
 		return pgproxy.KillBefore(<-t.pid)

@@ -122,6 +122,8 @@ type traits struct {
 	inGo   bool                                        // and is one in Go
 	silent bool                                        // the done-check cannot tell, the first time it is asked
 	policy jobs.Policy
+
+	returns bool // each body returns the number of its try
 }
 
 type failure int
@@ -143,6 +145,11 @@ WITH t AS (INSERT INTO try (job, entity) VALUES ($1, $2))
 SELECT 1 + count(*), EXISTS (SELECT FROM outage) FROM try WHERE job = $1 AND entity = $2`, class, entity).Scan(&try, &out)
 	if err != nil {
 		return before, err
+	}
+	if o.returns {
+		if err := jobs.Current(ctx).ReturnFor(named(entity), try); err != nil {
+			return before, err
+		}
 	}
 	d := 5 * time.Millisecond
 	if o.takes != nil {

@@ -26,22 +26,32 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if class := os.Getenv(doorEnv); class != "" {
+		if err := doorProcess(class); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
 		_ = parallel.Value.Set(beside)
 	}
 	code := pgtest.Main(m)
-	count.print()
+	for over := range counts {
+		counts[over].print(carrier(over))
+	}
 	os.Exit(code)
 }
 
-// count is of the cases of this process.
-var count counter
+// counts are of the cases of this process, by carrier.
+var counts [carriers]counter
 
 type counter struct {
 	mu     sync.Mutex
 	cases  map[fault]int
-	missed []string // cases whose write did not come
+	missed []string      // cases whose write did not come
+	took   time.Duration // all of it
 }
 
 func (c *counter) add(name string, f fault, struck bool) {
@@ -64,20 +74,24 @@ func (c *counter) struck() (n int) {
 	return n
 }
 
-func (c *counter) print() {
+func (c *counter) print(over carrier) {
 	var parts []string
-	for _, f := range faults {
+	for _, f := range over.faults() {
 		parts = append(parts, fmt.Sprintf("%d %s", c.cases[f], f))
 	}
 	if total := c.struck(); total+len(c.missed) > 0 {
-		fmt.Printf("matrix: %d cases: %s; in %d more the write did not come\n", total, strings.Join(parts, ", "), len(c.missed))
+		fmt.Printf("matrix over %v: %d cases in %v: %s; in %d more the write did not come\n",
+			over, total, c.took.Round(time.Second), strings.Join(parts, ", "), len(c.missed))
 	}
 }
 
 // full tells whether everything is to be run rather than a sample.
-func full() bool {
+func full() bool { return os.Getenv("ONCEMORE_FULL") == "1" || chosen() }
+
+// chosen tells whether -run names some of the cases.
+func chosen() bool {
 	pattern := flag.Lookup("test.run").Value.String()
-	return os.Getenv("ONCEMORE_FULL") == "1" || strings.Contains(pattern, "TestMatrix/")
+	return strings.HasPrefix(strings.TrimPrefix(pattern, "^"), "TestMatrix") && strings.Contains(pattern, "/")
 }
 
 // seed is printed where it is used.
@@ -90,29 +104,57 @@ var seed = sync.OnceValue(func() uint64 {
 
 func TestMatrix(t *testing.T) {
 	t.Parallel()
-	random := rand.New(rand.NewPCG(seed(), 0))
+	t.Run("door", playTheDoor)
+	playAll(t, postgres)
+}
+
+// The same work and the same faults with the messages in SQS, and its calls struck too.
+func TestMatrixOverSQS(t *testing.T) {
+	t.Parallel()
+	playAll(t, amazon)
+}
+
+// And with a FIFO queue, where a retry is the same message once more.
+func TestMatrixOverFIFO(t *testing.T) {
+	t.Parallel()
+	playAll(t, fifo)
+}
+
+// playAll plays all scenarios that a carrier carries anything of, or a sample: one class of
+// a shape meets two faults, and every fault several shapes. Over SQS that is a few shapes,
+// struck at calls of SQS, for the rest has been struck without.
+func playAll(t *testing.T, over carrier) {
+	random := rand.New(rand.NewPCG(seed(), uint64(over)))
 	if !full() {
 		t.Logf("a sample: ONCEMORE_SEED=%d replays it, ONCEMORE_FULL=1 runs everything", seed())
 	}
-	databases.of(t)
+	began, count := time.Now(), &counts[over]
+	m := &matrix{over: over}
+	m.of(t)
 	t.Cleanup(func() {
+		count.took = time.Since(began)
 		// Which statements come is up to how work falls together, so a few may not; many would
 		// mean that the matrix tests less than it says.
-		if cases := count.struck(); !t.Failed() && (cases == 0 || len(count.missed) > 2+cases/10) {
+		if cases := count.struck(); !t.Failed() && (cases == 0 && !chosen() || len(count.missed) > 2+cases/10) {
 			t.Errorf("in %d cases the write did not come, in %d it did: %q", len(count.missed), cases, count.missed)
 		}
-		if os.Getenv("ONCEMORE_FULL") == "1" && len(unseen(t)) > 0 {
+		if os.Getenv("ONCEMORE_FULL") == "1" && over == postgres && len(unseen(t)) > 0 {
 			t.Errorf("no scenario sends these: %q", unseen(t))
 		}
 	})
-	order := random.Perm(len(faults))
-	for i, shape := range shapes() {
-		classes := classesOf(shape)
+	of := m.shapes()
+	if !full() && over != postgres {
+		random.Shuffle(len(of), func(i, j int) { of[i], of[j] = of[j], of[i] })
+		of = of[:sampledOverSQS[over]]
+	}
+	all := over.faults()
+	order := random.Perm(len(all))
+	for i, shape := range of {
+		classes := m.classes(shape)
 		var only []fault
 		if !full() {
-			// In a sample every shape meets two faults, in one class, and every fault several shapes.
 			classes = []string{classes[random.IntN(len(classes))]}
-			only = []fault{faults[order[2*i%len(order)]], faults[order[(2*i+1)%len(order)]]}
+			only = []fault{all[order[2*i%len(order)]], all[order[(2*i+1)%len(order)]]}
 		}
 		t.Run(shape, func(t *testing.T) {
 			t.Parallel()
@@ -120,29 +162,54 @@ func TestMatrix(t *testing.T) {
 				random := rand.New(rand.NewPCG(seed(), uint64(100*i+j+1)))
 				t.Run(class, func(t *testing.T) {
 					t.Parallel()
-					strikeAll(t, scenarios[shape+"/"+class], only, random)
+					m.strikeAll(t, scenarios[shape+"/"+class], only, random)
 				})
 			}
 		})
 	}
 }
 
+// sampledOverSQS is how many shapes a sample has there: enough for each fault once, and a
+// few of the FIFO queue.
+var sampledOverSQS = [carriers]int{amazon: 4, fifo: 1}
+
+// A matrix is all the work that one carrier carries, and the databases that it is lent.
+type matrix struct {
+	over carrier
+	lender
+}
+
+// shapes are those of which it carries anything.
+func (m *matrix) shapes() []string {
+	return slices.DeleteFunc(shapes(), func(shape string) bool {
+		return len(m.classes(shape)) == 0
+	})
+}
+
+// classes are those of a shape of which it carries anything.
+func (m *matrix) classes(shape string) []string {
+	return slices.DeleteFunc(classesOf(shape), func(class string) bool { return !m.over.carries(scenarios[shape+"/"+class]) })
+}
+
 // strikeAll records a scenario, then runs it for each write and each fault; in a sample,
 // where only some faults are given, for one write each.
-func strikeAll(t *testing.T, s *scenario, only []fault, random *rand.Rand) {
-	writes := record(t, s)
+func (m *matrix) strikeAll(t *testing.T, s *scenario, only []fault, random *rand.Rand) {
+	copied := *s
+	s = &copied
+	s.over = m.over
+	writes := m.record(t, s)
 	if t.Failed() {
 		return
 	}
 	hits := map[write][]fault{}
 	for _, f := range only {
-		able := slices.DeleteFunc(slices.Clone(writes), func(w write) bool { return !f.befalls(w) })
+		able := slices.DeleteFunc(slices.Clone(writes), func(w write) bool { return !f.befalls(w) || m.over != postgres && !w.call() })
 		target := able[random.IntN(len(able))]
 		hits[target] = append(hits[target], f)
 	}
 	if only == nil {
 		for _, target := range writes {
-			hits[target] = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !f.befalls(target) })
+			hits[target] = slices.DeleteFunc(m.over.faults(), func(f fault) bool { return !f.befalls(target) })
 		}
 	}
 	for target, fs := range hits {
@@ -152,27 +219,38 @@ func strikeAll(t *testing.T, s *scenario, only []fault, random *rand.Rand) {
 				t.Run(string(f), func(t *testing.T) {
 					t.Parallel()
 					hit := strike{target, f}
-					w := newWorld(t, databases.take(t), s, hit)
+					w := newWorld(t, m.take(t), s, hit)
 					w.play(hit)
 					w.check(hit)
-					count.add(t.Name(), f, w.struck)
+					counts[m.over].add(t.Name(), f, w.struck)
 				})
 			}
 		})
 	}
 }
 
+// call tells whether it is one of SQS.
+func (w write) call() bool { return strings.HasPrefix(w.name, "sqs: ") }
+
 // befalls tells whether the fault can befall the write: the producer is the test itself,
 // which must not be killed.
-func (f fault) befalls(w write) bool { return w.role == victim || !f.kills() }
+func (f fault) befalls(w write) bool {
+	switch f {
+	case refused:
+		return w.call() && w.name != "sqs: receive" // a batch
+	case twice:
+		return w.name == "sqs: receive"
+	}
+	return w.role == victim || !f.kills()
+}
 
 // record runs a scenario undisturbed and returns what can be struck: each write at the
 // first two times that it comes. (It is no subtest: a -run that names a case leaves out
 // other subtests.)
-func record(t *testing.T, s *scenario) (writes []write) {
+func (m *matrix) record(t *testing.T, s *scenario) (writes []write) {
 	inner := &scope{TB: t}
 	defer inner.end()
-	w := newWorld(inner, databases.take(inner), s, strike{})
+	w := newWorld(inner, m.take(inner), s, strike{})
 	w.play(strike{})
 	w.check(strike{})
 	for _, x := range w.producing.list() {
@@ -195,8 +273,12 @@ func (s *scenario) times(name string) int {
 		if !s.starts {
 			return 0
 		}
-	case "lease: renew", "lease: declare dead", "message: extend":
+	case "lease: renew", "lease: declare dead", "message: extend", "sqs: extend":
 		if !s.lasts {
+			return 0
+		}
+	case "result: expire":
+		if !s.returns {
 			return 0
 		}
 	case "message: receive":

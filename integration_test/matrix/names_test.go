@@ -15,7 +15,7 @@ import (
 )
 
 // The folders whose statements the matrix answers for.
-var folders = []string{"ledger", "queue/pgqueue", "worker"}
+var folders = []string{"ledger", "ledger/ledgerhttp", "queue/pgqueue", "worker"}
 
 // A write without a name would be a write that no test can point at. (That those which
 // come over the wire have one is seen by every tap; this finds those that no scenario

@@ -13,6 +13,7 @@ import (
 // A scenario is some work of one class in one shape, from the first send to its end.
 type scenario struct {
 	shape, class string
+	over         carrier
 	traits
 	lease   time.Duration     // 0: the usual one
 	slots   int               // of a worker
@@ -158,6 +159,10 @@ SELECT nextval('oncemore.fence'), id, '1', 'retrying', 0, 0, 0, 0, 1, '{"n":1}' 
 	add(scheduled)
 	statistics.sends = one(statistics.class)
 	add(statistics)
+	for _, s := range withResults(pack) {
+		add(s)
+	}
+	add(transitions)
 	for _, s := range reruns() {
 		add(s)
 	}

@@ -1,28 +1,20 @@
 package matrix_test
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"io"
-	"log/slog"
-	"os"
-	"os/exec"
-	"os/signal"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
-	"github.com/oncemore-jobs/oncemore/worker"
+	"github.com/oncemore-jobs/oncemore/queue/sqsqueue/sqsfake"
 )
 
 // Short, so that takeovers are soon.
@@ -36,10 +28,13 @@ type world struct {
 	testing.TB
 	*scenario
 	*database
+	sqs    *sqsfake.Fake // nil on Postgres
 	writer *pgxpool.Pool // of the producer, behind its own proxy
+	sender queue.Sender  // the same's
 	sent   []queue.Message
 
 	producing, working *tap // what the producer and the victim write
+	quiet              *tap // strikes at nothing: the way of everybody else to SQS
 
 	victim *run // the worker behind the proxy
 	mu     sync.Mutex
@@ -55,12 +50,21 @@ func newWorld(t testing.TB, d *database, s *scenario, hit strike) *world {
 	if s.prepare != "" {
 		w.exec(s.prepare)
 	}
-	w.producing, w.working = newTap(t, w.dsn, hit.when(hit.target.role == producer)), newTap(t, w.dsn, hit.when(hit.target.role == victim))
 	var err error
+	if name := s.over.queue(); name != "" {
+		w.sqs = sqsfake.New()
+		t.Cleanup(w.sqs.Close)
+		if _, err = w.sqs.CreateQueue(name, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.producing, w.working = w.newTap(hit.when(hit.target.role == producer)), w.newTap(hit.when(hit.target.role == victim))
+	w.quiet = w.newTap(strike{})
 	if w.writer, err = openPool(w.producing.proxy.DSN(), "producer", 1); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.writer.Close)
+	w.sender = w.open(w.producing, w.writer)
 	return w
 }
 
@@ -94,8 +98,8 @@ func ask[T any](w *world, sql string, args ...any) (v T) {
 func (w *world) send(ms ...queue.Message) {
 	w.Helper()
 	for try := 1; ; try++ {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		err := pgqueue.New(w.writer, "").Send(ctx, ms...)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		err := w.sender.Send(ctx, ms...)
 		cancel()
 		if err == nil {
 			break
@@ -105,6 +109,16 @@ func (w *world) send(ms ...queue.Message) {
 		}
 	}
 	w.sent = append(w.sent, ms...)
+}
+
+// open opens the queue for sending.
+func (w *world) open(by *tap, pool *pgxpool.Pool) queue.Sender {
+	w.Helper()
+	q, _, err := openQueue(context.Background(), by.address(), pool)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return q
 }
 
 // await waits until a query is true.
@@ -141,6 +155,7 @@ func (w *world) eventually(what, sql string) bool {
 // settle waits for the end: nothing is on its way or held, and nothing waits.
 func (w *world) settle() {
 	w.Helper()
+	w.emptied()
 	w.await("everything is settled", `SELECT NOT EXISTS (SELECT FROM oncemore.message)
 AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE (owner IS NOT NULL OR trouble = 'retrying') AND NOT `+outranked+`)
 AND NOT EXISTS (SELECT FROM oncemore.run WHERE ended_at IS NULL)`)
@@ -167,118 +182,15 @@ SELECT concat_ws(E'\n',
   (SELECT 'effects inside: ' || string_agg(to_jsonb(o)::text, E'\n  ') FROM inside o))`)
 }
 
-// A run is a worker that runs, in this process or in one of its own.
-type run struct {
-	stop  func()        // gracefully; returns when it has ended
-	ended chan struct{} // closed when it has
-	pid   int           // of its own process; 0: ours
-}
-
-// startSecond starts another worker, behind no proxy, unless it runs already.
-func (w *world) startSecond() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.second == nil {
-		w.second = w.inProcess("second", w.dsn)
-	}
-}
-
-func (w *world) inProcess(name, dsn string) *run {
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &run{ended: make(chan struct{})}
-	r.stop = func() { cancel(); <-r.ended }
-	log := slog.New(slog.NewTextHandler(w.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})).With("by", name)
-	go func() {
-		defer close(r.ended)
-		if err := work(ctx, w.scenario, name, dsn, w.pool, log); err != nil {
-			w.Errorf("worker %s: %v", name, err)
-		}
-	}()
-	w.Cleanup(r.stop)
-	return r
-}
-
-// workerEnv names the scenario whose worker a process of the test binary is to be.
-const workerEnv = "ONCEMORE_MATRIX_WORKER"
-
-func (w *world) inOwnProcess(dsn string) *run {
-	w.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), workerEnv+"="+w.scenario.String(), "DATABASE_URL="+dsn, "OUTSIDE_URL="+w.dsn)
-	cmd.Stderr = w.Output()
-	life, err := cmd.StdinPipe() // it ends with us, however we end
-	if err != nil {
-		w.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		w.Fatal(err)
-	}
-	r := &run{ended: make(chan struct{}), pid: cmd.Process.Pid}
-	r.stop = func() { _ = cmd.Process.Signal(syscall.SIGTERM); <-r.ended }
-	go func() { _ = cmd.Wait(); life.Close(); close(r.ended) }()
-	w.Cleanup(func() { _ = cmd.Process.Kill(); <-r.ended })
-	return r
-}
-
-// workerProcess is what a process of the test binary does that is a worker.
-func workerProcess(name string) error {
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin) // ends when the test does
-		os.Exit(2)
-	}()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	effects, err := openPool(os.Getenv("OUTSIDE_URL"), "victim", 2)
-	if err != nil {
-		return err
-	}
-	defer effects.Close()
-	return work(ctx, scenarios[name], "victim", os.Getenv("DATABASE_URL"), effects, log)
-}
-
-// work is a worker of the scenario until ctx ends. Where it cannot begin it tries again,
-// as whatever starts processes does.
-func work(ctx context.Context, s *scenario, name, dsn string, effects *pgxpool.Pool, log *slog.Logger) error {
-	pool, err := openPool(dsn, name, 4)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	set, err := jobs.NewSet(s.define(&outside{effects, s.traits})...)
-	if err != nil {
-		return err
-	}
-	for {
-		w, err := worker.New(ctx, pool, set, worker.Config{
-			Slots: s.slots, Lease: cmp.Or(s.lease, lease), Grace: 100 * time.Millisecond, Recheck: 200 * time.Millisecond, Name: name, Log: log,
-			Queues:    map[string]queue.Queue{"": pgqueue.New(pool, "").WithVisibility(visibility)},
-			Schedules: s.clocks,
-		})
-		if err == nil {
-			if err := w.Run(ctx); err != nil {
-				log.Warn("worker stopped", "error", err)
-			}
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(20 * time.Millisecond):
-			log.Warn("worker did not begin", "error", err)
-		}
-	}
-}
-
 // play runs the scenario to its end, with whatever befalls its worker.
 func (w *world) play(hit strike) {
 	w.Helper()
 	w.send(w.sends...)
 	if hit.fault.kills() {
-		w.victim = w.inOwnProcess(w.working.proxy.DSN())
+		w.victim = w.inOwnProcess(w.working.proxy.DSN(), w.working.address())
 		w.working.pid <- w.victim.pid
 	} else {
-		w.victim = w.inProcess("victim", w.working.proxy.DSN())
+		w.victim = w.inProcess("victim", w.working.proxy.DSN(), w.working.address())
 	}
 	over := make(chan struct{})
 	var watching sync.WaitGroup
@@ -388,11 +300,12 @@ func (w *world) heldClaims() (map[string]bool, error) {
 	return held, err
 }
 
-// skipAgain sends all that was sent once more, and sees that nothing is written for it (I5).
+// skipAgain sends all that was sent once more, and sees that nothing is written for it (I5),
+// but that a claim which its fact outranks may be swept, as it may at any time.
 func (w *world) skipAgain() {
 	w.Helper()
 	const rows = `SELECT concat_ws(' | ', (SELECT string_agg(concat_ws(' ', l.xmin, l.ctid, l), E'\n' ORDER BY l.entity) FROM oncemore.ledger l),
-(SELECT string_agg(concat_ws(' ', c.xmin, c.ctid, c), E'\n' ORDER BY c.entity) FROM oncemore.claim c))`
+(SELECT string_agg(concat_ws(' ', c.xmin, c.ctid, c), E'\n' ORDER BY c.entity) FROM oncemore.claim c WHERE NOT ` + outranked + `))`
 	before := ask[string](w, rows)
 	var again []queue.Message
 	for _, m := range w.sent {
@@ -403,9 +316,10 @@ func (w *world) skipAgain() {
 	if len(again) == 0 {
 		return
 	}
-	if err := pgqueue.New(w.pool, "").Send(context.Background(), again...); err != nil {
+	if err := w.open(w.quiet, w.pool).Send(context.Background(), again...); err != nil {
 		w.Fatal(err)
 	}
+	w.emptied()
 	w.await("the duplicates are skipped", `SELECT NOT EXISTS (SELECT FROM oncemore.message)`)
 	if after := ask[string](w, rows); after != before {
 		w.Errorf("I5: something was written for deliveries of settled work\nbefore %s\nafter  %s", before, after)

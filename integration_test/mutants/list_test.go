@@ -244,5 +244,82 @@ UPDATE oncemore.claim c`,
 		old:   `NEW.cursor := clock_timestamp();`,
 		new:   `NEW.cursor := OLD.cursor;`,
 		tests: "./worker TestWhatTheCodeDeclaresIsWhatTicks",
+	}, {
+		lacks: "the rule that a result is of whom the fact is of",
+		file:  "ledger/result.go",
+		old:   `                      AND l.xmin = pg_current_xact_id_if_assigned()::xid AND l.completed_at = now() OFFSET 0) f`,
+		new:   `                      OFFSET 0) f`,
+		tests: "./ledger Result",
+	}, {
+		lacks: "the epoch of a result",
+		file:  "ledger/await.go",
+		old:   `AND r.epoch = coalesce(l.epoch, 0) OFFSET 0) r`,
+		new:   `OFFSET 0) r`,
+		tests: "./ledger Await",
+	}, {
+		lacks: "a look of its own for a hint that comes during a look",
+		file:  "ledger/room.go",
+		old: `		w.due = now.Add(w.pause)
+	}`,
+		new: `		defer func() { go func() { time.Sleep(w.pause / 8); r.mu.Lock(); w.due = now.Add(w.pause); r.mu.Unlock() }() }()
+		w.due = now.Add(w.pause)
+	}`,
+		tests: "./ledger AHintWakes",
+	}, {
+		lacks: "the look for the fact behind a wait at the row",
+		file:  "ledger/transition.go",
+		old:   `	case n == 0 && was == never:`,
+		new:   `	case false:`,
+		tests: "./ledger EveryInterleavingOfTwo/the_same,_at",
+	}, {
+		lacks: "the fact of a transition",
+		file:  "ledger/transition.go",
+		old:   `	case was == here:`,
+		new:   `	case was != before:`,
+		tests: "./ledger TransitionIsAppliedOnce",
+	}, {
+		lacks: "the version of a repeat",
+		file:  "ledger/transition.go",
+		old:   `WHEN l.source_version > $3 THEN EXISTS`,
+		new:   `WHEN l.source_version > $3 THEN true OR EXISTS`,
+		tests: "./ledger Loops",
+	}, {
+		lacks: "the end of a job over a conflict",
+		file:  "jobs/outcome.go",
+		old:   `errors.AsType[*ledger.ConflictError](err); ok {`,
+		new:   `errors.AsType[*ledger.ConflictError](err); ok && false {`,
+		tests: "./jobs Conflict",
+	}, {
+		lacks: "the end of a body whose message is lost",
+		file:  "worker/inbox.go",
+		old:   `			ctx.lose(ErrMessageLost)`,
+		new:   `			_ = ctx`,
+		tests: "./integration_test MessageIsLost",
+	}, {
+		lacks: "the wait of a group for what failed",
+		file:  "worker/deliver.go",
+		old: `	if it.inbox.fifo {
+		it.end.hold = max(d, time.Millisecond)`,
+		new: `	if false {
+		it.end.hold = max(d, time.Millisecond)`,
+		tests: "./integration_test WaitsForWhatFailed",
+	}, {
+		lacks: "the peace of a queue whose work cannot start",
+		file:  "worker/inbox.go",
+		old:   `if b.pg == nil && !b.useful(full) {`,
+		new:   `if b.pg == nil && !b.useful(full) && false {`,
+		tests: "./integration_test LeftInSQS",
+	}, {
+		lacks: "the new beginning of a group whose head has expired",
+		file:  "queue/sqsqueue/settle.go",
+		old:   `	q.releaseMates(ctx, lost)`,
+		new:   `	_ = lost`,
+		tests: "./queue/sqsqueue HeadHasExpired",
+	}, {
+		lacks: "the release of what the last poll brings",
+		file:  "queue/sqsqueue/receive.go",
+		old:   `p.closed || p.drains > 0 && p.wanted == 0 || `,
+		new:   ``,
+		tests: "./queue/sqsqueue Drain|Close",
 	},
 }
