@@ -1,7 +1,7 @@
 # Every target installs what it misses; `make setup` alone does only that.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo examples proof-backfill test test-full mutants fuzz soak lint bench
+.PHONY: help setup demo examples proof-backfill proof-http proof-sqs test test-full test-containers test-all mutants fuzz soak lint bench
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -9,17 +9,23 @@ help: ## show this
 setup: ## install the PostgreSQL server binaries, if there are none
 	@.ci/setup
 
-demo: setup ## 1,000 invitations, an outage, a kill -9, and one of each delivered (ARGS='-o json')
-	@go run ./cmd/oncemore demo $(ARGS)
+demo: setup ## 1,000 invitations, an outage, a kill -9, and one of each delivered (QUEUE=sqs, ARGS='-o json')
+	@go run ./cmd/oncemore demo $(if $(QUEUE),--queue $(QUEUE)) $(ARGS)
 
-examples: setup ## play all examples: the demo, profiles for users on a live table, an index that is rebuilt
-	@go run ./cmd/oncemore demo && go run ./examples/profiles && go run ./examples/tags
+examples: setup ## play all examples, and end with a table of what they prove (EXAMPLES='signup counter' for some)
+	@go run ./examples/all $(EXAMPLES)
 
 test: setup ## all tests, with the race detector, on a real PostgreSQL
 	TEST_REQUIRE=1 go test -race -count=1 -timeout 12m ./...
 
 test-full: setup ## all tests in full: every case of the matrix, the orders and the model (ONCEMORE_SEED=n)
 	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -race -count=1 -timeout 60m $$(go list ./... | grep -v /mutants)
+
+test-containers: setup ## the contract of the queues and the invariants, on PostgreSQL 17 and SQS in containers
+	@integration_test/containers/run
+
+test-all: setup ## all tests on PostgreSQL 15 (or what is installed), 17 and 18
+	@.ci/test-all
 
 mutants: setup ## take the guarantees out one by one: a test must fail for each (MUTANT=word)
 	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -count=1 -v -timeout 60m ./integration_test/mutants
@@ -30,7 +36,8 @@ fuzz: ## random input for everything that is decoded (FUZZ=20s for each)
 		queue/pgqueue:FuzzDecodeItems queue/pgqueue:FuzzAReceiptIsReadAsItWasWrittenAndNothingElseNamesALock \
 		queue/pgqueue:FuzzARowIsTheSameDeliveryInBothFormats queue/pgqueue:FuzzAMessageArrivesAsItWasSent \
 		queue/sqsqueue:FuzzABodyIsReadAsItWasWritten queue/sqsqueue:FuzzAnyBodyIsReadAsJSONReadsIt \
-		ledger:FuzzSanitizeMakesTextThatPostgresTakes jobs/cron:FuzzASpecIsRefusedOrComesLaterAndLater; do \
+		ledger:FuzzSanitizeMakesTextThatPostgresTakes ledger/ledgerhttp:FuzzTheKeyTheScopeAndTheBodyAreNeverA500 \
+		ledger/ledgerhttp:FuzzTheStatusPageIsNeverA500 jobs/cron:FuzzASpecIsRefusedOrComesLaterAndLater; do \
 		go test ./$${t%%:*} -run '^$$' -fuzz "^$${t##*:}\$$" -fuzztime $(or $(FUZZ),20s) -parallel 2 || exit 1; done
 
 soak: setup ## kill, freeze and cut off workers for a while (SOAK=10m), then count what was lost or doubled
@@ -38,6 +45,12 @@ soak: setup ## kill, freeze and cut off workers for a while (SOAK=10m), then cou
 
 proof-backfill: setup ## a million rows of a live table, through kills, pauses, a held snapshot and a lagging standby: each once (SEED=n)
 	@go run ./integration_test/backfill $(if $(SEED),-seed $(SEED)) $(ARGS)
+
+proof-http: setup ## 50,000 requests, most of them again, over connections that break, to servers that are killed: one effect each (SEED=n)
+	@go run ./integration_test/httpproof $(if $(SEED),-seed $(SEED)) $(ARGS)
+
+proof-sqs: setup ## 100,000 messages over SQS, some of them doubled, through refusals and two kill -9: one fact each (SEED=n, ARGS='-peer fauxqs')
+	@go run ./integration_test/sqsproof $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@.ci/lint

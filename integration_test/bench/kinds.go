@@ -30,6 +30,11 @@ const (
 	loopClean      kind = "enqueue-and-work loop"
 	loopHeld       kind = "enqueue-and-work loop under an old snapshot"
 	takeover       kind = "takeover from a killed worker"
+	doorGuarded    kind = "requests behind the middleware"
+	doorPlain      kind = "requests in a transaction"
+	sqsSingles     kind = "single jobs over SQS"
+	sqsPacks       kind = "packs of jobs over SQS"
+	sqsAlone       kind = "messages of SQS alone"
 	holding        kind = "hold jobs until killed" // what the worker to be killed does, and no measurement
 )
 
@@ -88,7 +93,7 @@ func (o *options) from(k kind) int {
 // jobs is how many a measurement has.
 func (o *options) jobs(m measurement) int {
 	switch m.kind {
-	case insertOne:
+	case insertOne, doorGuarded, doorPlain, sqsSingles, sqsAlone:
 		return max(o.n/10, 1)
 	case burnEffects:
 		if m.side == peer {

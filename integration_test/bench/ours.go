@@ -12,7 +12,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/migrations"
+	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+	"github.com/oncemore-jobs/oncemore/queue/sqsqueue"
 	"github.com/oncemore-jobs/oncemore/worker"
 )
 
@@ -186,7 +188,15 @@ func (s *ourSide) run(ctx context.Context, k kind, definitions ...jobs.Definitio
 	if err != nil {
 		return fmt.Errorf("register our jobs: %w", err)
 	}
-	w, err := worker.New(ctx, s.pool, set, config(k))
+	c := config(k)
+	if k == sqsSingles || k == sqsPacks {
+		q, err := sqsqueue.New(ctx, sqsName, sqsqueue.Options{})
+		if err != nil {
+			return err
+		}
+		c.Queues = map[string]queue.Queue{"": q} // and not closed: the server ends with the measurement
+	}
+	w, err := worker.New(ctx, s.pool, set, c)
 	if err != nil {
 		return fmt.Errorf("make our worker: %w", err)
 	}

@@ -36,6 +36,14 @@ func atLeast(x float64, unit string) target {
 	return target{fmt.Sprintf("≥ %s %s", number(x), unit), func(o, _ float64) bool { return o >= x }}
 }
 
+func timesPlain(x float64) target {
+	return target{fmt.Sprintf("≤ %g × the plain handler", x), func(o, p float64) bool { return o <= x*p }}
+}
+
+func timesSQS(x float64) target {
+	return target{fmt.Sprintf("≥ %g × SQS alone", x), func(o, p float64) bool { return o >= x*p }}
+}
+
 var atMostRiver = target{"≤ River", func(o, p float64) bool { return o <= p }}
 
 func rate(s sample) float64   { return s.rate }
@@ -45,6 +53,7 @@ func wal(s sample) float64    { return s.wal }
 func p50(s sample) float64    { return 1e3 * s.p50.Seconds() }
 func p99(s sample) float64    { return 1e3 * s.p99.Seconds() }
 func took(s sample) float64   { return s.took.Seconds() }
+func micros(s sample) float64 { return 1e6 * s.took.Seconds() }
 
 func us(k kind) measurement     { return measurement{ours, k} }
 func theirs(k kind) measurement { return measurement{peer, k} }
@@ -163,6 +172,21 @@ var rows = []row{
 		},
 	},
 	{
+		id: "T11", work: "work single jobs from SQS", unit: "jobs/s",
+		ours: us(sqsSingles), peer: us(sqsAlone), value: rate, target: fractionOf(0.5, "SQS alone"),
+		note: func(o options) string {
+			return fmt.Sprintf("%s messages of one job are sent to fauxqs, received, worked, recorded and deleted, ten at a time; from the first send until the database counts every fact and SQS nothing; beside it as many messages sent, received and deleted with the SDK alone, %d batches on their way at once",
+				count(o.jobs(us(sqsSingles))), sqsClients)
+		},
+	},
+	{
+		id: "T11", work: "work packs from SQS", unit: "jobs/s",
+		ours: us(sqsPacks), peer: us(sqsAlone), value: rate, target: timesSQS(10),
+		note: func(o options) string {
+			return fmt.Sprintf("the same with %s jobs in packs of %d", count(o.jobs(us(sqsPacks))), packSize)
+		},
+	},
+	{
 		id: "T12", work: "take over from a killed worker", unit: "s",
 		ours: us(takeover), peer: nobody, value: took, target: atMost(20, "s"),
 		note: func(options) string {
@@ -176,6 +200,14 @@ var rows = []row{
 		note: func(o options) string {
 			return fmt.Sprintf("%s jobs that sleep for a millisecond by the runtime's timer, each its own message, stored before; one process with defaults (16 slots), %d connections; River with defaults and MaxWorkers 16 on %s jobs",
 				count(o.jobs(us(burnBusy))), poolSize, count(o.jobs(theirs(burnBusy))))
+		},
+	},
+	{
+		id: "H1", work: "answer a request that inserts a row", unit: "µs",
+		ours: us(doorGuarded), peer: us(doorPlain), value: micros, target: timesPlain(1.6),
+		note: func(o options) string {
+			return fmt.Sprintf("%s POSTs with a key each, %d at a time over HTTP on this machine, behind ledgerhttp: row, fact and answer in one transaction; beside it the same handler without a key, its row in a transaction of its own; mean time of a request, %d connections to the database",
+				count(o.jobs(us(doorGuarded))), doorClients, doorClients)
 		},
 	},
 }
