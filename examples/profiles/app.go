@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncemore-jobs/oncemore/examples/stage"
 )
 
 // schema stands for the tables that an application has anyway. It may be run again.
@@ -56,31 +58,17 @@ func seed(ctx context.Context, db *pgxpool.Pool, users int) (bad int64, err erro
 // An app is the application beside the backfill, for which nothing stops: users come and
 // change their names.
 type app struct {
+	*stage.Application
 	db       *pgxpool.Pool
 	makes    atomic.Bool   // the profile of a new user itself
 	came     atomic.Int64  // users
 	with     atomic.Int64  // of those, with a profile
 	switched chan struct{} // closed when the first of those has come: no sign-up of the old kind is under way
-	stop     context.CancelFunc
-	ended    chan struct{}
-	err      error
 }
 
 func openApp(ctx context.Context, db *pgxpool.Pool) *app {
-	ctx, stop := context.WithCancel(ctx)
-	a := &app{db: db, stop: stop, ended: make(chan struct{}), switched: make(chan struct{})}
-	go func() {
-		defer close(a.ended)
-		for ctx.Err() == nil && a.err == nil {
-			if err := a.serve(ctx); err != nil && ctx.Err() == nil {
-				a.err = fmt.Errorf("the application beside the backfill: %w", err)
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(5 * time.Millisecond):
-			}
-		}
-	}()
+	a := &app{db: db, switched: make(chan struct{})}
+	a.Application = stage.OpenApplication(ctx, 5*time.Millisecond, a.serve)
 	return a
 }
 
@@ -91,18 +79,11 @@ func (a *app) cutOver(ctx context.Context) error {
 	select {
 	case <-a.switched:
 		return nil
-	case <-a.ended:
-		return a.err
+	case <-a.Ended():
+		return a.Close()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// close returns when nothing of the application is under way.
-func (a *app) close() error {
-	a.stop()
-	<-a.ended
-	return a.err
 }
 
 // serve is what users do in some milliseconds: one signs up, one is renamed.

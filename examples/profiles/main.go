@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -30,16 +29,7 @@ import (
 func main() {
 	switch {
 	case len(os.Args) == 1:
-		stage.Main(func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("the story takes longer than two minutes"))
-			defer cancel()
-			p, err := tell(ctx, stage.Options{}, 20_000, "@every 2s")
-			if err != nil {
-				return err
-			}
-			p.write(os.Stdout)
-			return p.check()
-		})
+		stage.Play(func(ctx context.Context) (*proof, error) { return tell(ctx, stage.Options{}, 20_000, "@every 2s") })
 	case os.Args[1] == "worker": // of the play
 		stage.Main(func(context.Context) error { return workPlay(os.Args[2:]) })
 	case os.Args[1] == "seed" && len(os.Args) == 3: // users, as many, one of whom has no name

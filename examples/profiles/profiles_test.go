@@ -1,22 +1,15 @@
 package main
 
 import (
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
+	"github.com/oncemore-jobs/oncemore/examples/stage/stagetest"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 )
 
-// The workers of the story are this program again.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "worker" {
-		main()
-		return
-	}
-	pgtest.Main(m)
-}
+func TestMain(m *testing.M) { stagetest.Main(m, main) }
 
 // The whole story: the users without a profile are selected again and again, and each time
 // it is just those.
@@ -25,10 +18,7 @@ func TestSelectJustTheUsersThatHaveNoProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pr.write(t.Output())
-	if err := pr.check(); err != nil {
-		t.Error(err)
-	}
+	stagetest.Holds(t, pr)
 	if first := pr.Runs[0]; first.Items < 4000 || first.Failed != 1 {
 		t.Errorf("the first run took %d users, of whom %d failed; it should take all, and one should fail", first.Items, first.Failed)
 	}
@@ -47,10 +37,7 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 	sound := func() *proof {
 		return &proof{Users: 10, Profiles: 9, Bad: 3, Missing: []missing{{3, "failed", "null"}}, Runs: make([]run, 5), Killed: 1, Made: 1}
 	}
-	if err := sound().check(); err != nil {
-		t.Error(err)
-	}
-	for what, spoil := range map[string]func(*proof){
+	stagetest.Bites(t, sound, map[string]func(*proof){
 		"a profile too few": func(p *proof) { p.Profiles-- },
 		"two for one":       func(p *proof) { p.Twice++ },
 		"an old name":       func(p *proof) { p.Differ++ },
@@ -62,10 +49,5 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 		"nobody killed":     func(p *proof) { p.Killed = 0 },
 		"no cut-over":       func(p *proof) { p.Made = 0 },
 		"not mended":        func(p *proof) { p.Mended++ },
-	} {
-		p := sound()
-		if spoil(p); p.check() == nil {
-			t.Errorf("it holds with %s", what)
-		}
-	}
+	})
 }

@@ -66,30 +66,20 @@ FROM oncemore.run WHERE id >= $1 AND ended_at IS NOT NULL ORDER BY id`
 
 // count brings the application to rest, and counts.
 func (p *play) count(ctx context.Context) (*proof, error) {
-	if err := p.app.close(); err != nil {
+	if err := p.app.Close(); err != nil {
 		return nil, err
 	}
 	if err := p.Await(ctx, "nothing goes on", `SELECT NOT EXISTS (SELECT FROM oncemore.run WHERE id >= $1 AND ended_at IS NULL)`, p.first); err != nil {
 		return nil, err
 	}
 	pr := &proof{Bad: p.bad, Killed: p.killed, Made: p.app.with.Load()}
-	// One snapshot for all of it.
-	err := pgx.BeginTxFunc(ctx, p.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
-		for _, c := range []struct {
-			into  *int64
-			query string
-			args  []any
-		}{
-			{&pr.Users, `SELECT count(*) FROM profiles.users`, nil},
-			{&pr.Profiles, `SELECT count(*) FROM profiles.profile`, nil},
-			{&pr.Twice, twiceSQL, nil},
-			{&pr.Differ, differSQL, nil},
-			{&pr.InPlans, plansSQL, []any{p.first, fmt.Sprint(p.bad)}},
-		} {
-			if err := tx.QueryRow(ctx, c.query, c.args...).Scan(c.into); err != nil {
-				return err
-			}
-		}
+	return pr, p.Count(ctx, []stage.Number{
+		stage.Into(&pr.Users, `SELECT count(*) FROM profiles.users`),
+		stage.Into(&pr.Profiles, `SELECT count(*) FROM profiles.profile`),
+		stage.Into(&pr.Twice, twiceSQL),
+		stage.Into(&pr.Differ, differSQL),
+		stage.Into(&pr.InPlans, plansSQL, p.first, fmt.Sprint(p.bad)),
+	}, func(tx pgx.Tx) (err error) {
 		rows, _ := tx.Query(ctx, missingSQL)
 		if pr.Missing, err = pgx.CollectRows(rows, pgx.RowToStructByPos[missing]); err != nil {
 			return err
@@ -98,14 +88,10 @@ func (p *play) count(ctx context.Context) (*proof, error) {
 		pr.Runs, err = pgx.CollectRows(rows, pgx.RowToStructByPos[run])
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("count what came of it: %w", err)
-	}
-	return pr, nil
 }
 
-// check says which lines are wrong.
-func (pr *proof) check() error {
+// Check says which lines are wrong.
+func (pr *proof) Check() error {
 	var c stage.Check
 	c.Is(pr.Profiles == pr.Users-1, "%d users, of whom one cannot have a profile, have %d", pr.Users, pr.Profiles)
 	c.Is(pr.Twice == 0, "%d users have two profiles", pr.Twice)
@@ -120,9 +106,12 @@ func (pr *proof) check() error {
 	return c.Err()
 }
 
-func (pr *proof) write(w io.Writer) {
+func (pr *proof) Write(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	defer t.Flush()
+	defer func() {
+		_ = t.Flush()
+		fmt.Fprintf(w, "\nproof: %d of %d users have a profile, %d of them two; %d cannot have one, and is listed\n", pr.Profiles, pr.Users, pr.Twice, len(pr.Missing))
+	}()
 	fmt.Fprint(t, "\n  run\tof\tusers planned\tfailed\tseconds\n")
 	for _, r := range pr.Runs {
 		fmt.Fprintf(t, "  %d\t%s\t%d\t%d\t%.1f\n", r.ID, r.By, r.Items, r.Failed, r.Seconds)

@@ -42,7 +42,7 @@ func tell(ctx context.Context, o stage.Options, users int, night string) (_ *pro
 		}
 	}
 	p.app = openApp(ctx, p.DB)
-	defer func() { err = errors.Join(err, p.app.close()) }()
+	defer func() { err = errors.Join(err, p.app.Close()) }()
 	p.Say("%d users, none of whom has a profile; one has no name. More come, and change their names, all the while.", users)
 
 	if err = p.backfill(ctx, int64(users)); err != nil {

@@ -39,13 +39,25 @@ func (s *Stage) AwaitRun(ctx context.Context, run int64) error {
 // transaction whose last statement has the given name. It returns nil when the query over
 // says true first: it is too late.
 func (s *Stage) KillBusy(ctx context.Context, statement, over string, args ...any) (*Process, error) {
+	return s.killWhen(ctx, busySQL, "%/* "+statement+" */%", "open transactions ("+statement+"), which Postgres rolls back", over, args)
+}
+
+// KillHolding is like KillBusy, for a worker that holds claims of a job type: it is in the
+// middle of outside effects.
+func (s *Stage) KillHolding(ctx context.Context, jobType, over string, args ...any) (*Process, error) {
+	return s.killWhen(ctx, holdingSQL, jobType, "claims of "+jobType, over, args)
+}
+
+// killWhen kills the first worker of which a query, of the worker's name and what, counts
+// something.
+func (s *Stage) killWhen(ctx context.Context, query, what, words, over string, args []any) (*Process, error) {
 	for {
 		for _, p := range s.Living() {
 			// Frozen, it cannot commit between our look and the kill.
 			if err := syscall.Kill(p.Pid(), syscall.SIGSTOP); err != nil {
 				return nil, fmt.Errorf("freeze %s: %w", p.Name, os.NewSyscallError("kill", err))
 			}
-			open, err := s.Int(ctx, busySQL, p.Name, "%/* "+statement+" */%")
+			open, err := s.Int(ctx, query, p.Name, what)
 			if err == nil && open == 0 {
 				err = syscall.Kill(p.Pid(), syscall.SIGCONT)
 			}
@@ -53,7 +65,7 @@ func (s *Stage) KillBusy(ctx context.Context, statement, over string, args ...an
 				return nil, fmt.Errorf("look whether %s is busy: %w", p.Name, err)
 			}
 			if open > 0 {
-				s.Say("kill -9: %s dies over %d open transactions (%s), which Postgres rolls back.", p.Name, open, statement)
+				s.Say("kill -9: %s dies over %d %s.", p.Name, open, words)
 				return p, p.Kill()
 			}
 		}
@@ -63,8 +75,10 @@ func (s *Stage) KillBusy(ctx context.Context, statement, over string, args ...an
 		} else if late {
 			return nil, nil
 		}
-		if err := s.pause(ctx); err != nil {
-			return nil, fmt.Errorf("%w; it was waiting until a worker is busy", err)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w; it was waiting until a worker is busy", context.Cause(ctx))
+		case <-time.After(2 * time.Millisecond): // short work is rarely seen
 		}
 	}
 }
@@ -74,6 +88,10 @@ const Over = `SELECT ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`
 
 // Operator acts in the plays.
 func (s *Stage) Operator() *admin.Operator { return &admin.Operator{Pool: s.DB, Actor: "anna"} }
+
+const holdingSQL = `
+SELECT count(*) FROM oncemore.claim c JOIN oncemore.worker w ON w.id = c.owner
+WHERE w.name = $1 AND w.dead_at IS NULL AND c.job_type = (SELECT id FROM oncemore.job_type WHERE name = $2)`
 
 const busySQL = `
 SELECT count(*) FROM pg_stat_activity

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -26,7 +27,7 @@ import (
 const Lease = 3 * time.Second
 
 // Work is a worker process: it works the jobs on the database that DATABASE_URL names,
-// until SIGTERM, or until its stdin ends.
+// until SIGTERM, or until its stdin ends. It reads the queues of c beside the database's own.
 func Work(name string, c worker.Config, of func(db *pgxpool.Pool) []jobs.Definition) error {
 	signal.Ignore(os.Interrupt) // a Ctrl-C is for the play, which then ends us
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -54,7 +55,9 @@ func Work(name string, c worker.Config, of func(db *pgxpool.Pool) []jobs.Definit
 		return err
 	}
 	c.Name, c.Lease, c.Grace, c.Recheck = name, Lease, 2*time.Second, time.Second
-	c.Queues = map[string]queue.Queue{"": pgqueue.New(db, "").WithVisibility(Lease)}
+	queues := map[string]queue.Queue{"": pgqueue.New(db, "").WithVisibility(Lease)}
+	maps.Copy(queues, c.Queues)
+	c.Queues = queues
 	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	w, err := worker.New(ctx, db, set, c)
 	if err != nil {

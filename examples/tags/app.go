@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/oncemore-jobs/oncemore/examples/stage"
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 )
@@ -87,42 +89,23 @@ func edit(ctx context.Context, db *pgxpool.Pool, to *pgqueue.Queue, id int64, bo
 
 // An editor is the application beside the index: documents change all the while.
 type editor struct {
+	*stage.Application
 	edits atomic.Int64
-	stop  context.CancelFunc
-	ended chan struct{}
-	err   error
 }
 
 // openEditor edits documents from first to last, but for those that a person has open.
 func openEditor(ctx context.Context, db *pgxpool.Pool, to *pgqueue.Queue, first, last int64, but ...int64) *editor {
-	ctx, stop := context.WithCancel(ctx)
-	e := &editor{stop: stop, ended: make(chan struct{})}
-	spared := map[int64]bool{}
-	for _, id := range but {
-		spared[id] = true
-	}
-	go func() {
-		defer close(e.ended)
-		for ctx.Err() == nil && e.err == nil {
-			if id := first + rand.N(last-first+1); !spared[id] {
-				if err := edit(ctx, db, to, id, text()); err == nil {
-					e.edits.Add(1)
-				} else if ctx.Err() == nil {
-					e.err = err
-				}
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(10 * time.Millisecond):
-			}
+	e := &editor{}
+	e.Application = stage.OpenApplication(ctx, 10*time.Millisecond, func(ctx context.Context) error {
+		id := first + rand.N(last-first+1)
+		if slices.Contains(but, id) {
+			return nil
 		}
-	}()
+		err := edit(ctx, db, to, id, text())
+		if err == nil {
+			e.edits.Add(1)
+		}
+		return err
+	})
 	return e
-}
-
-// close returns when nothing is being edited.
-func (e *editor) close() error {
-	e.stop()
-	<-e.ended
-	return e.err
 }

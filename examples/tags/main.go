@@ -13,9 +13,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -28,16 +26,7 @@ import (
 func main() {
 	switch {
 	case len(os.Args) == 1:
-		stage.Main(func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("the story takes longer than two minutes"))
-			defer cancel()
-			p, err := tell(ctx, stage.Options{}, 3000)
-			if err != nil {
-				return err
-			}
-			p.write(os.Stdout)
-			return p.check()
-		})
+		stage.Play(func(ctx context.Context) (*proof, error) { return tell(ctx, stage.Options{}, 3000) })
 	case os.Args[1] == "worker": // of the play
 		stage.Main(func(context.Context) error { return stage.Work(os.Args[2], worker.Config{}, Jobs) })
 	default:

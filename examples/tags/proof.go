@@ -7,8 +7,6 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/oncemore-jobs/oncemore/examples/stage"
 )
 
@@ -54,7 +52,7 @@ AND NOT EXISTS (SELECT FROM oncemore.claim WHERE job_type = (SELECT id FROM once
 
 // count brings the editor to rest, and counts.
 func (p *play) count(ctx context.Context) error {
-	if err := p.editor.close(); err != nil {
+	if err := p.editor.Close(); err != nil {
 		return err
 	}
 	pr := &p.proof
@@ -63,36 +61,21 @@ func (p *play) count(ctx context.Context) error {
 	if err := p.Await(ctx, "all of them are indexed", quietSQL); err != nil {
 		return err
 	}
-	err := pgx.BeginTxFunc(ctx, p.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		for _, c := range []struct {
-			into  *int64
-			query string
-			args  []any
-		}{
-			{&pr.Documents, `SELECT count(*) FROM tags.document`, nil},
-			{&pr.Tags, `SELECT count(*) FROM tags.tag`, nil},
-			{&pr.Absent, absentSQL, nil},
-			{&pr.Surplus, surplusSQL, nil},
-			{&pr.Stale, `SELECT count(*)` + factsSQL + ` WHERE l.source_version < d.revision`, nil},
-			{&pr.Missing, `SELECT count(*)` + factsSQL + ` WHERE l.entity IS NULL`, nil},
-			{&pr.Older, `SELECT count(*)` + factsSQL + ` WHERE coalesce(l.epoch, 0) < $1`, []any{pr.Epoch}},
-			{&pr.Archived, archivedSQL, []any{pr.Epoch}},
-			{&pr.Open, `SELECT count(*) FROM oncemore.claim WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'index_document')`, nil},
-		} {
-			if err := tx.QueryRow(ctx, c.query, c.args...).Scan(c.into); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("count what came of it: %w", err)
-	}
-	return nil
+	return p.Count(ctx, []stage.Number{
+		stage.Into(&pr.Documents, `SELECT count(*) FROM tags.document`),
+		stage.Into(&pr.Tags, `SELECT count(*) FROM tags.tag`),
+		stage.Into(&pr.Absent, absentSQL),
+		stage.Into(&pr.Surplus, surplusSQL),
+		stage.Into(&pr.Stale, `SELECT count(*)`+factsSQL+` WHERE l.source_version < d.revision`),
+		stage.Into(&pr.Missing, `SELECT count(*)`+factsSQL+` WHERE l.entity IS NULL`),
+		stage.Into(&pr.Older, `SELECT count(*)`+factsSQL+` WHERE coalesce(l.epoch, 0) < $1`, pr.Epoch),
+		stage.Into(&pr.Archived, archivedSQL, pr.Epoch),
+		stage.Into(&pr.Open, `SELECT count(*) FROM oncemore.claim WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'index_document')`),
+	}, nil)
 }
 
-// check says which lines are wrong.
-func (pr *proof) check() error {
+// Check says which lines are wrong.
+func (pr *proof) Check() error {
 	var c stage.Check
 	c.Is(pr.Documents > 0 && pr.Tags > pr.Documents, "%d documents have %d tags", pr.Documents, pr.Tags)
 	c.Is(pr.Edits > 0, "nothing was edited")
@@ -111,9 +94,12 @@ func (pr *proof) check() error {
 	return c.Err()
 }
 
-func (pr *proof) write(w io.Writer) {
+func (pr *proof) Write(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	defer t.Flush()
+	defer func() {
+		_ = t.Flush()
+		fmt.Fprintf(w, "\nproof: %d tags in the index after %d edits and a wipe; %d absent, %d surplus, by a computation of the server's own\n", pr.Tags, pr.Edits, pr.Absent, pr.Surplus)
+	}()
 	fmt.Fprintf(t, "\n  documents\t%d\tedited %d times meanwhile\n  tags in the index\t%d\n", pr.Documents, pr.Edits, pr.Tags)
 	fmt.Fprintf(t, "  absent\t%d\tby a computation of the server's own\n  surplus or twice\t%d\n", pr.Absent, pr.Surplus)
 	fmt.Fprintf(t, "  indexed at an earlier revision\t%d\n  missing\t%d\n", pr.Stale, pr.Missing)

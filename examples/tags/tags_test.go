@@ -1,21 +1,14 @@
 package main
 
 import (
-	"os"
 	"testing"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
+	"github.com/oncemore-jobs/oncemore/examples/stage/stagetest"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 )
 
-// The workers of the story are this program again.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "worker" {
-		main()
-		return
-	}
-	pgtest.Main(m)
-}
+func TestMain(m *testing.M) { stagetest.Main(m, main) }
 
 // The whole story: the index is a cache, and can be rebuilt at any time.
 func TestDeleteAllRowsAndRebuild(t *testing.T) {
@@ -23,10 +16,7 @@ func TestDeleteAllRowsAndRebuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pr.write(t.Output())
-	if err := pr.check(); err != nil {
-		t.Error(err)
-	}
+	stagetest.Holds(t, pr)
 	if pr.Documents != 600 {
 		t.Errorf("there are %d documents", pr.Documents)
 	}
@@ -37,10 +27,7 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 	sound := func() *proof {
 		return &proof{Documents: 10, Edits: 5, Tags: 30, Wiped: 20, Epoch: 4, Archived: 9, Again: 2, Failed: "not UTF-8", FailedAgain: "not UTF-8"}
 	}
-	if err := sound().check(); err != nil {
-		t.Error(err)
-	}
-	for what, spoil := range map[string]func(*proof){
+	stagetest.Bites(t, sound, map[string]func(*proof){
 		"an empty index":       func(p *proof) { p.Tags = 0 },
 		"nothing edited":       func(p *proof) { p.Edits = 0 },
 		"a tag too few":        func(p *proof) { p.Absent++ },
@@ -55,12 +42,7 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 		"the bad one unlisted": func(p *proof) { p.Failed = "" },
 		"not tried again":      func(p *proof) { p.FailedAgain = "" },
 		"one still open":       func(p *proof) { p.Open++ },
-	} {
-		p := sound()
-		if spoil(p); p.check() == nil {
-			t.Errorf("it holds with %s", what)
-		}
-	}
+	})
 }
 
 func TestTagsAreExtractedOnceAndOnlyFromText(t *testing.T) {

@@ -44,7 +44,7 @@ func tell(ctx context.Context, o stage.Options, documents int) (_ *proof, err er
 	}
 	p.open = last
 	p.editor = openEditor(ctx, p.DB, p.Queue, last-int64(documents)+1, last, p.bad, p.open)
-	defer func() { err = errors.Join(err, p.editor.close()) }()
+	defer func() { err = errors.Join(err, p.editor.Close()) }()
 	p.Say("%d documents, one of which is not UTF-8. They are edited all the while.", documents)
 
 	for _, act := range []func(context.Context) error{p.index, p.changeMeanwhile, p.wipe, p.mend} {

@@ -31,19 +31,30 @@ const (
 
 func demoCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "demo", Short: "Send 1,000 invitations through an outage and a kill -9, each once", Args: cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		Long: `Send 1,000 invitations, each once, while everything goes wrong that usually does.
 
 It starts a private PostgreSQL, a mail server and workers, each a process of its own. Calls
 are made twice, the mail server goes away, and a worker is killed with -9. Then the operator
 just calls it again for all events. The table at the end is counted from the database
-and the mail server; the exit code is 1 if any line of it is wrong.`}
+and the mail server; the exit code is 1 if any line of it is wrong.
+
+With --queue sqs the calls travel through a private SQS, which hands out messages twice,
+refuses some, and goes away for a while. It needs Node.js, and npm the first time.`}
 	output := outputFlag(cmd, "table", "json")
+	through := &format{value: "postgres", of: []string{"postgres", "sqs"}}
+	cmd.Flags().Var(through, "queue", "what the calls travel through: postgres|sqs")
+	_ = cmd.RegisterFlagCompletionFunc("queue", cobra.FixedCompletions(through.of, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		ctx, cancel := context.WithTimeoutCause(cmd.Context(), demoTime, fmt.Errorf("the demo took longer than %s", demoTime))
+		limit := demoTime
+		if through.value == "sqs" {
+			limit *= 2 // with the time of npm
+		}
+		ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, fmt.Errorf("the demo took longer than %s", limit))
 		defer cancel()
 		began := time.Now()
 		d := &demo{narrator: newNarrator(cmd.ErrOrStderr()), self: hiddenCommands(cmd)}
-		result, err := d.play(ctx)
+		result, err := d.play(ctx, through.value)
 		if err == nil {
 			result.Seconds = time.Since(began).Round(time.Millisecond).Seconds()
 			if *output == "json" {
@@ -61,14 +72,17 @@ and the mail server; the exit code is 1 if any line of it is wrong.`}
 }
 
 // play is the story. Each step waits for what it needs to have happened, never for a time.
-func (d *demo) play(ctx context.Context) (*demoResult, error) {
-	if err := d.begin(ctx); err != nil {
+func (d *demo) play(ctx context.Context, through string) (*demoResult, error) {
+	if err := d.begin(ctx, through); err != nil {
 		return nil, err
 	}
 	d.say("%d events, %s invitees, %d workers, a mail server.", demoEvents, thousands(demoInvitees), demoWorkers)
 
-	d.say("The operator calls send_event_emails for all events. Twice, to be sure. And %d single invitations, twice as well.", demoTwice)
-	if err := d.callTwice(ctx); err != nil {
+	begin := d.callTwice
+	if d.sqs != nil {
+		begin = d.callAllTwice
+	}
+	if err := begin(ctx); err != nil {
 		return nil, err
 	}
 	if err := d.await(ctx, "the first invitations are sent", func(s demoState) bool { return s.Done >= demoInvitees/12 }); err != nil {
@@ -78,10 +92,15 @@ func (d *demo) play(ctx context.Context) (*demoResult, error) {
 	if err := d.breakMail(ctx); err != nil {
 		return nil, err
 	}
+	if d.sqs != nil {
+		if err := d.breakQueue(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := d.killWorker(ctx); err != nil {
 		return nil, err
 	}
-	if err := d.await(ctx, "all is quiet", func(s demoState) bool { return s.Done >= demoInvitees && s.open()+s.Messages == 0 }); err != nil {
+	if err := d.await(ctx, "all is quiet", func(s demoState) bool { return s.Done >= demoInvitees && s.open()+s.going() == 0 }); err != nil {
 		return nil, err
 	}
 
@@ -91,7 +110,7 @@ func (d *demo) play(ctx context.Context) (*demoResult, error) {
 		return nil, err
 	}
 	if err := d.await(ctx, "the new runs are complete", func(s demoState) bool {
-		return s.Runs >= runs+demoEvents && s.Complete == s.Runs && s.open()+s.Messages == 0
+		return s.Runs >= runs+demoEvents && s.Complete == s.Runs && s.open()+s.going() == 0
 	}); err != nil {
 		return nil, err
 	}
@@ -113,6 +132,7 @@ func (d *demo) call(ctx context.Context) error {
 }
 
 func (d *demo) callTwice(ctx context.Context) error {
+	d.say("The operator calls send_event_emails for all events. Twice, to be sure. And %d single invitations, twice as well.", demoTwice)
 	for range 2 {
 		for n := int64(1); n <= demoTwice; n++ {
 			one := invitations.SendEventEmailToInvitee{EventID: n%demoEvents + 1, InviteeID: n}

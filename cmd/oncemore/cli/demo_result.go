@@ -24,10 +24,12 @@ type demoState struct {
 	Parents    int64 // claims of the fan-outs
 	Perhaps    int64 // of those waiting: perhaps sent
 	Unanswered int64 // sendings that ever ended without an answer
-	Messages   int64
+	Messages   int64 // in Postgres
 	Runs       int64
 	Complete   int64 // of the runs
 	Workers    int64 // living
+
+	InSQS int `db:"-"` // messages there
 }
 
 const demoStateSQL = `
@@ -51,6 +53,9 @@ FROM c`
 // open are all claims.
 func (s demoState) open() int64 { return s.Running + s.Waiting + s.InDoubt + s.Failed + s.Parents }
 
+// going are all messages.
+func (s demoState) going() int64 { return s.Messages + int64(s.InSQS) }
+
 func (s demoState) String() string {
 	return fmt.Sprintf("%s of %s recorded as sent, %d being sent, %d waiting, %d in doubt", thousands(s.Done), thousands(demoInvitees), s.Running, s.Waiting, s.InDoubt)
 }
@@ -62,6 +67,9 @@ func (d *demo) await(ctx context.Context, what string, satisfies func(demoState)
 		rows, err := d.db.Query(ctx, demoStateSQL, invitations.SendEventEmailToInvitee{}.JobType())
 		if err == nil {
 			d.last, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[demoState])
+		}
+		if err == nil && d.sqs != nil {
+			d.last.InSQS, err = d.sqs.server.Count(ctx, d.sqs.url)
 		}
 		if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("look how far the demo is: %w", err)
@@ -78,7 +86,7 @@ func (d *demo) await(ctx context.Context, what string, satisfies func(demoState)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w; it was waiting until %s (%s; %d messages, %d of %d runs complete, %d failed)",
-				context.Cause(ctx), what, d.last, d.last.Messages, d.last.Complete, d.last.Runs, d.last.Failed)
+				context.Cause(ctx), what, d.last, d.last.going(), d.last.Complete, d.last.Runs, d.last.Failed)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -86,15 +94,16 @@ func (d *demo) await(ctx context.Context, what string, satisfies func(demoState)
 
 // demoResult is counted when the story is over.
 type demoResult struct {
-	Invited         int64   `json:"invited"`           // in the application's tables
-	Delivered       int64   `json:"delivered"`         // different mails that the mail server has
-	DeliveredTwice  int64   `json:"delivered_twice"`   // mails that it has more than once, by Message-ID or by recipient and subject
-	SkippedDone     int64   `json:"skipped_done"`      // counted by the runs when they planned
-	InDoubtResolved int64   `json:"in_doubt_resolved"` // were in doubt, and have a fact
-	InDoubt         int64   `json:"in_doubt"`          // still
-	Missing         int64   `json:"missing"`
-	KilledWorkers   int     `json:"killed_workers"`
-	Seconds         float64 `json:"seconds"`
+	Invited         int64      `json:"invited"`           // in the application's tables
+	Delivered       int64      `json:"delivered"`         // different mails that the mail server has
+	DeliveredTwice  int64      `json:"delivered_twice"`   // mails that it has more than once, by Message-ID or by recipient and subject
+	SkippedDone     int64      `json:"skipped_done"`      // counted by the runs when they planned
+	InDoubtResolved int64      `json:"in_doubt_resolved"` // were in doubt, and have a fact
+	InDoubt         int64      `json:"in_doubt"`          // still
+	Missing         int64      `json:"missing"`
+	KilledWorkers   int        `json:"killed_workers"`
+	SQS             *sqsFaults `json:"sqs,omitempty"`
+	Seconds         float64    `json:"seconds"`
 }
 
 const (
@@ -129,6 +138,9 @@ func (d *demo) count(ctx context.Context) (*demoResult, error) {
 		return nil, fmt.Errorf("count what came of it: %w", err)
 	}
 	r.Delivered, r.DeliveredTwice = int64(mail.Distinct), int64(max(mail.DeliveredTwice, mail.SameMailTwice))
+	if d.sqs != nil {
+		r.SQS = d.sqs.faults()
+	}
 	return r, nil
 }
 
@@ -147,16 +159,20 @@ func (r *demoResult) check() error {
 	expect(r.InDoubt == 0, "%d are still in doubt", r.InDoubt)
 	expect(r.Missing == 0, "%d are missing", r.Missing)
 	expect(r.KilledWorkers == 1, "%d workers were killed, not one", r.KilledWorkers)
+	if q := r.SQS; q != nil {
+		expect(q.HandedOut >= 2*demoInvitees && q.Twice > 0 && q.Refused > 0 && q.Unanswered > 0, "SQS was better than it should have been: %+v", *q)
+	}
 	return errors.Join(wrong...)
 }
 
 func (r *demoResult) write(w io.Writer) error {
 	t := newTable(w, "")
-	for _, line := range []struct {
+	type line struct {
 		what string
 		n    int64
 		by   string
-	}{
+	}
+	lines := []line{
 		{"invited", r.Invited, "the application's tables"},
 		{"delivered", r.Delivered, "the mail server"},
 		{"delivered twice", r.DeliveredTwice, "the mail server"},
@@ -165,7 +181,12 @@ func (r *demoResult) write(w io.Writer) error {
 		{"still in doubt", r.InDoubt, "the ledger"},
 		{"missing", r.Missing, "the ledger and the source"},
 		{"workers killed", int64(r.KilledWorkers), ""},
-	} {
+	}
+	if q := r.SQS; q != nil {
+		lines = append(lines, line{"messages handed out", q.HandedOut, "SQS"}, line{"of them twice at a time", q.Twice, "SQS"},
+			line{"entries of batches refused", q.Refused, "SQS"}, line{"calls without an answer", q.Unanswered, "SQS"})
+	}
+	for _, line := range lines {
 		by := ""
 		if line.by != "" {
 			by = "says " + line.by

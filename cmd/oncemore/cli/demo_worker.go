@@ -16,6 +16,7 @@ import (
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
+	"github.com/oncemore-jobs/oncemore/queue/sqsqueue"
 	"github.com/oncemore-jobs/oncemore/worker"
 )
 
@@ -26,6 +27,7 @@ func demoWorkerCommand() *cobra.Command {
 	name := cmd.Flags().String("name", "", "")
 	smtp := cmd.Flags().String("smtp", "", "")
 	control := cmd.Flags().String("control", "", "")
+	sqs := cmd.Flags().String("sqs", "", "")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		signal.Ignore(os.Interrupt) // a Ctrl-C is for the demo, which then ends us
 		ctx, stop := context.WithCancel(cmd.Context())
@@ -45,8 +47,21 @@ func demoWorkerCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		queues := map[string]queue.Queue{"": pgqueue.New(db, "").WithVisibility(demoVisibility)}
+		if *sqs != "" {
+			q, err := sqsqueue.New(ctx, *sqs, sqsqueue.Options{Wait: time.Second})
+			if err != nil {
+				return err
+			}
+			defer func() {
+				last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+				defer cancel()
+				_ = q.Close(last) // what it does not release comes again
+			}()
+			queues[""] = q
+		}
 		w, err := worker.New(ctx, db, set, worker.Config{
-			Queues: map[string]queue.Queue{"": pgqueue.New(db, "").WithVisibility(3 * time.Second)},
+			Queues: queues,
 			Name:   *name, Slots: 8, Lease: 3 * time.Second, Grace: time.Second, Recheck: time.Second,
 			Log: slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)),
 		})

@@ -19,6 +19,7 @@ import (
 	"github.com/oncemore-jobs/oncemore/examples/invitations"
 	"github.com/oncemore-jobs/oncemore/examples/invitations/smtpd"
 	"github.com/oncemore-jobs/oncemore/migrations"
+	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 )
 
@@ -32,7 +33,8 @@ type demo struct {
 	logs    string
 	cluster *pglocal.Cluster
 	db      *pgxpool.Pool
-	queue   *pgqueue.Queue
+	queue   queue.Sender
+	sqs     *demoSQS // nil: all travels through Postgres
 	smtp    *smtpd.Process
 	workers []*demoProcess // that were ever started
 	killed  int
@@ -53,7 +55,7 @@ func hiddenCommands(demo *cobra.Command) func(name string, args ...string) *exec
 }
 
 // begin starts everything. What it started is ended by end, also when it failed.
-func (d *demo) begin(ctx context.Context) (err error) {
+func (d *demo) begin(ctx context.Context, through string) (err error) {
 	d.say("Starting a private PostgreSQL.")
 	if d.dir, err = os.MkdirTemp("", "oncemore-demo-"); err != nil {
 		return fmt.Errorf("make a folder for the demo: %w", err)
@@ -76,6 +78,11 @@ func (d *demo) begin(ctx context.Context) (err error) {
 		return err
 	}
 	d.queue = pgqueue.New(d.db, "")
+	if through == "sqs" {
+		if err := d.beginSQS(ctx); err != nil {
+			return err
+		}
+	}
 	if d.smtp, err = smtpd.Spawn(d.self("demo-smtp", "--file", filepath.Join(d.dir, "mail"))); err != nil {
 		return err
 	}
@@ -109,7 +116,11 @@ func (d *demo) nextName() string { return fmt.Sprintf("worker-%d", len(d.workers
 
 func (d *demo) startWorker(ctx context.Context) error {
 	p := &demoProcess{name: d.nextName(), ended: make(chan struct{})}
-	p.cmd = d.self("demo-worker", "--name", p.name, "--smtp", d.smtp.SMTP, "--control", d.smtp.Control)
+	args := []string{"--name", p.name, "--smtp", d.smtp.SMTP, "--control", d.smtp.Control}
+	if d.sqs != nil {
+		args = append(args, "--sqs", d.sqs.url)
+	}
+	p.cmd = d.self("demo-worker", args...)
 	p.cmd.Env = append(os.Environ(), "DATABASE_URL="+d.cluster.DSN)
 	log, err := os.Create(filepath.Join(d.logs, p.name+".log"))
 	if err != nil {
@@ -207,6 +218,9 @@ func (d *demo) end(keepLogs bool) {
 	}
 	if d.smtp != nil {
 		d.smtp.Kill()
+	}
+	if d.sqs != nil {
+		d.sqs.end()
 	}
 	if d.db != nil {
 		d.db.Close()

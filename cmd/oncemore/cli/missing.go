@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/oncemore-jobs/oncemore/worker/admin"
@@ -83,29 +81,4 @@ func endMissing(cmd *cobra.Command, output string, m *admin.MissingList) error {
 	}
 	fmt.Fprintln(w)
 	return nil
-}
-
-// completeTypes helps a shell, in the time that a person waits for it.
-func (p *program) completeTypes(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
-	defer cancel()
-	pool, err := p.connect(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer pool.Close()
-	var names []string
-	_ = reading(ctx, pool, completeTime, func(tx pgx.Tx) error {
-		types, err := admin.Types(ctx, tx, nil)
-		for _, t := range types {
-			if !t.Internal() {
-				names = append(names, t.Name)
-			}
-		}
-		return err
-	})
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -66,36 +64,4 @@ func open(action string, shown *admin.Shown) *proposal {
 		table = append(table, []string{cell(quoted(e.Entity), wide), e.State, fmt.Sprint(e.Attempts), stamp(e.At), orDash(cell(e.Class, wide)), orDash(cell(e.Error, narrow))})
 	}
 	return &proposal{Action: action, Type: shown.Type, Matched: len(shown.Entries), More: shown.More, Sample: sample, Left: shown.Absent, rows: table}
-}
-
-// completeTime is as long as a person waits for a shell to complete a word.
-const completeTime = time.Second
-
-// completeOpen helps a shell with a type, then with its entities that are in a state, in
-// the second that a person waits.
-func (p *program) completeOpen(show func(*admin.Operator, context.Context, admin.Selection) (*admin.Shown, error)) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-		if len(args) == 0 {
-			return p.completeTypes(cmd, args, begun)
-		}
-		const none = cobra.ShellCompDirectiveNoFileComp
-		ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
-		defer cancel()
-		pool, err := p.connect(ctx)
-		if err != nil {
-			return nil, none
-		}
-		defer pool.Close()
-		shown, err := show(&admin.Operator{Pool: pool}, ctx, admin.Selection{Type: args[0], Prefix: begun, Limit: 100})
-		if err != nil {
-			return nil, none
-		}
-		var names []string
-		for _, e := range shown.Entries {
-			if !slices.Contains(args[1:], e.Entity) && quoted(e.Entity) == e.Entity {
-				names = append(names, cobra.CompletionWithDesc(e.Entity, e.State+" "+cell(e.Error, narrow)))
-			}
-		}
-		return names, none
-	}
 }

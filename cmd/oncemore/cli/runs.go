@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -237,32 +236,3 @@ func runID(arg string) (int64, error) {
 }
 
 func writeLine(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) }
-
-// completeRuns helps a shell with the numbers of runs.
-func (p *program) completeRuns(going bool) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		const none = cobra.ShellCompDirectiveNoFileComp
-		if len(args) > 0 {
-			return nil, none
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
-		defer cancel()
-		pool, err := p.connect(ctx)
-		if err != nil {
-			return nil, none
-		}
-		defer pool.Close()
-		var names []string
-		_ = reading(ctx, pool, completeTime, func(tx pgx.Tx) error {
-			list, err := admin.ListRuns(ctx, tx, admin.RunFilter{Going: going}, admin.Page{Limit: 50})
-			if err != nil {
-				return err
-			}
-			for _, r := range list.Rows {
-				names = append(names, cobra.CompletionWithDesc(fmt.Sprint(r.ID), r.Type+" "+string(r.State)))
-			}
-			return nil
-		})
-		return names, none
-	}
-}

@@ -1,9 +1,7 @@
 package cli
 
 import (
-	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -252,31 +250,4 @@ func writeTimes(cmd *cobra.Command, zone string, now time.Time, times []time.Tim
 		t.row(u.In(loc).Format("Mon 2006-01-02 15:04:05 -07:00 MST"), stamp(u), in)
 	}
 	return t.Flush()
-}
-
-// completeSchedules helps a shell with a name.
-func (p *program) completeSchedules(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	const none = cobra.ShellCompDirectiveNoFileComp
-	if len(args) > 0 {
-		return nil, none
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
-	defer cancel()
-	pool, err := p.connect(ctx)
-	if err != nil {
-		return nil, none
-	}
-	defer pool.Close()
-	var names []string
-	_ = reading(ctx, pool, completeTime, func(tx pgx.Tx) error {
-		list, err := admin.Schedules(ctx, tx)
-		if err != nil {
-			return err
-		}
-		for _, s := range list.Rows {
-			names = append(names, cobra.CompletionWithDesc(s.Name, strings.TrimSpace(s.Spec+" "+s.Zone)))
-		}
-		return nil
-	})
-	return names, none
 }

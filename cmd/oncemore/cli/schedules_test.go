@@ -101,6 +101,9 @@ func TestSchedulesArePausedResumedRunAndRemoved(t *testing.T) {
 		}
 		return a
 	}
+	if a := call(t, Options{}, "__complete", "schedules", "show", "--database-url", dsn, ""); !strings.Contains(a.out, "nightly\t") {
+		t.Errorf("completion: %+v", a)
+	}
 	if a := act(0, "pause", "--dry-run"); !strings.Contains(a.err, "it would pause the schedule nightly") || row[bool](t, dsn, `SELECT paused IS NOT NULL FROM oncemore.schedule`) {
 		t.Errorf("%+v", a)
 	}

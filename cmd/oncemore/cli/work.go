@@ -1,11 +1,8 @@
 package cli
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -83,27 +80,8 @@ func (p *program) work(cmd *cobra.Command, c worker.Config) error {
 	if err != nil {
 		return err
 	}
-	// Beside the worker's own end, because both may take their time.
-	ctx, ended := context.WithCancel(ctx)
-	closed := make(chan error, 1)
-	context.AfterFunc(ctx, func() { closed <- closeQueues(c) })
-	err = w.Run(ctx)
-	ended()
-	if err = errors.Join(err, <-closed); err != nil {
+	if err := w.Run(ctx); err != nil {
 		return failure{fmt.Errorf("the worker did not stop cleanly: %w", err), exitError}
 	}
 	return nil
-}
-
-// closeQueues ends what queues still do on their own: one in SQS waits for its last poll,
-// whose messages would else come again only when their visibility ends.
-func closeQueues(c worker.Config) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
-	defer cancel()
-	for _, q := range c.Queues {
-		if q, ok := q.(interface{ Close(context.Context) error }); ok {
-			err = errors.Join(err, q.Close(ctx))
-		}
-	}
-	return err
 }

@@ -1,0 +1,103 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A Proof is what a play ends with: numbers that were counted where they are, not while
+// the story went on.
+type Proof interface {
+	Write(w io.Writer)
+	Check() error // says which of them are wrong
+}
+
+// Play tells a story, for two minutes at most, and writes its proof to stdout. Like [Main]
+// it exits with another status than 0 when the story broke off or its proof does not hold.
+func Play[P Proof](tell func(context.Context) (P, error)) {
+	Main(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("the story takes longer than two minutes"))
+		defer cancel()
+		p, err := tell(ctx)
+		if err != nil {
+			return err
+		}
+		p.Write(os.Stdout)
+		return p.Check()
+	})
+}
+
+// A Number is one that a proof wants.
+type Number struct {
+	into  *int64
+	query string
+	args  []any
+}
+
+// Into is the number that a query counts; it is written to into.
+func Into(into *int64, query string, args ...any) Number { return Number{into, query, args} }
+
+// Count counts all of them in one snapshot, in which also is called, where there is one, for
+// what is no number.
+func (s *Stage) Count(ctx context.Context, numbers []Number, also func(pgx.Tx) error) error {
+	err := pgx.BeginTxFunc(ctx, s.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		for _, n := range numbers {
+			if err := tx.QueryRow(ctx, n.query, n.args...).Scan(n.into); err != nil {
+				return err
+			}
+		}
+		if also == nil {
+			return nil
+		}
+		return also(tx)
+	})
+	if err != nil {
+		return fmt.Errorf("count what came of it: %w", err)
+	}
+	return nil
+}
+
+// An Application is what goes on beside the jobs, for which nothing stops.
+type Application struct {
+	stop  context.CancelFunc
+	ended chan struct{}
+	err   error
+}
+
+// OpenApplication serves again and again, with a pause between, until Close, the end of ctx, or an
+// error.
+func OpenApplication(ctx context.Context, pause time.Duration, serve func(context.Context) error) *Application {
+	ctx, stop := context.WithCancel(ctx)
+	a := &Application{stop: stop, ended: make(chan struct{})}
+	go func() {
+		defer close(a.ended)
+		for ctx.Err() == nil {
+			if err := serve(ctx); err != nil && ctx.Err() == nil {
+				a.err = fmt.Errorf("the application beside the jobs: %w", err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+		}
+	}()
+	return a
+}
+
+// Ended is closed when nothing of the application is under way any more.
+func (a *Application) Ended() <-chan struct{} { return a.ended }
+
+// Close returns when nothing of the application is under way any more, with what ended it
+// unasked. It may be called again.
+func (a *Application) Close() error {
+	a.stop()
+	<-a.ended
+	return a.err
+}
