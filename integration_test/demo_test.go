@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/oncemore-jobs/oncemore/cmd/oncemore/pglocal"
+	"github.com/oncemore-jobs/oncemore/integration_test/sqspeer"
 )
 
 // buildProgram returns the program oncemore, made from this tree.
@@ -57,25 +58,36 @@ func temp(t testing.TB) string {
 	return dir
 }
 
-func TestTheDemoDeliversEachInvitationOnceThroughAnOutageAndAKill(t *testing.T) {
+// A demoResult is what a demo prints of how it went.
+type demoResult struct {
+	Invited         *int `json:"invited"`
+	Delivered       *int `json:"delivered"`
+	DeliveredTwice  *int `json:"delivered_twice"`
+	SkippedDone     *int `json:"skipped_done"`
+	InDoubtResolved *int `json:"in_doubt_resolved"`
+	Missing         *int `json:"missing"`
+	KilledWorkers   *int `json:"killed_workers"`
+	SQS             *struct {
+		HandedOut  int `json:"handed_out"`
+		Twice      int `json:"handed_out_twice"`
+		Refused    int `json:"refused"`
+		Unanswered int `json:"unanswered"`
+	} `json:"sqs"`
+}
+
+// playDemo plays one to its end, and fails the test when an invitation is missing or there
+// twice.
+func playDemo(t *testing.T, args ...string) (got demoResult) {
+	t.Helper()
 	needsPostgres(t)
 	tmp := temp(t)
-	demo := exec.Command(buildProgram(t), "demo", "-o", "json")
+	demo := exec.Command(buildProgram(t), append([]string{"demo", "-o", "json"}, args...)...)
 	demo.Env = append(os.Environ(), "TMPDIR="+tmp)
 	var story bytes.Buffer
 	demo.Stderr = &story
 	out, err := demo.Output()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &story)
-	}
-	var got struct {
-		Invited         *int `json:"invited"`
-		Delivered       *int `json:"delivered"`
-		DeliveredTwice  *int `json:"delivered_twice"`
-		SkippedDone     *int `json:"skipped_done"`
-		InDoubtResolved *int `json:"in_doubt_resolved"`
-		Missing         *int `json:"missing"`
-		KilledWorkers   *int `json:"killed_workers"`
 	}
 	if err := json.Unmarshal(out, &got); err != nil {
 		t.Fatalf("%v in %s", err, out)
@@ -89,6 +101,23 @@ func TestTheDemoDeliversEachInvitationOnceThroughAnOutageAndAKill(t *testing.T) 
 	}
 	if left := demoFolders(t, tmp); len(left) > 0 {
 		t.Errorf("the demo left %q", left)
+	}
+	return got
+}
+
+func TestTheDemoDeliversEachInvitationOnceThroughAnOutageAndAKill(t *testing.T) {
+	t.Parallel()
+	if got := playDemo(t); got.SQS != nil {
+		t.Errorf("it went through SQS: %+v", *got.SQS)
+	}
+}
+
+func TestTheDemoDeliversEachInvitationOnceThroughAnSQSThatDoublesRefusesAndGoesAway(t *testing.T) {
+	t.Parallel()
+	sqspeer.Start(t) // where it cannot run, this test is skipped
+	got := playDemo(t, "--queue", "sqs")
+	if q := got.SQS; q == nil || q.HandedOut < 2000 || q.Twice == 0 || q.Refused == 0 || q.Unanswered == 0 {
+		t.Errorf("SQS did %+v", q)
 	}
 }
 

@@ -6,17 +6,11 @@ import (
 	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
+	"github.com/oncemore-jobs/oncemore/examples/stage/stagetest"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 )
 
-// The workers are this program again.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "worker" {
-		main()
-		return
-	}
-	pgtest.Main(m)
-}
+func TestMain(m *testing.M) { stagetest.Main(m, main) }
 
 // A short slice of the proof. The whole of it, with kills, is a program: make proof-backfill.
 func TestABackfillThatIsPausedDoesEachRowOnce(t *testing.T) {

@@ -3,11 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"io/fs"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,31 +12,15 @@ import (
 	"github.com/oncemore-jobs/oncemore/cmd/oncemore/pglocal"
 )
 
-// A standby streams from the private server of a stage, which has its data in dir/pg.
+// A standby streams from the private server of a stage.
 type standby struct {
 	cluster *pglocal.Cluster
 	db      *pgxpool.Pool
 }
 
-func openStandby(ctx context.Context, dir, dsn string) (*standby, error) {
-	bin, err := pglocal.FindBin()
-	if err != nil {
-		return nil, err
-	}
-	home := filepath.Join(dir, "standby")
-	if err := os.Mkdir(home, 0o755); err != nil {
-		return nil, fmt.Errorf("make a folder for the standby: %w", err)
-	}
-	copied := filepath.Join(home, "data")
-	out, err := exec.CommandContext(ctx, filepath.Join(bin, "pg_basebackup"), "-d", dsn, "-D", copied, "-R", "-X", "stream", "-c", "fast").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("copy the server: %w: %s", err, out)
-	}
-	if err := giveTo(filepath.Join(dir, "pg", "data"), copied); err != nil {
-		return nil, fmt.Errorf("give the copy to the server's user: %w", err)
-	}
+func openStandby(ctx context.Context, dir, dsn string) (_ *standby, err error) {
 	s := &standby{}
-	if s.cluster, err = pglocal.Start(ctx, pglocal.Options{Dir: home, Bind: true}); err != nil {
+	if s.cluster, err = pglocal.Follow(ctx, dsn, pglocal.Options{Dir: filepath.Join(dir, "standby"), Bind: true}); err != nil {
 		return nil, err
 	}
 	if s.db, err = pgxpool.New(ctx, s.cluster.DSN); err != nil {
@@ -53,24 +33,6 @@ func openStandby(ctx context.Context, dir, dsn string) (*standby, error) {
 		return nil, fmt.Errorf("the copy is no standby (%t): %w", recovering, err)
 	}
 	return s, nil
-}
-
-// giveTo gives a copy to the owner of the original: the server runs as that user.
-func giveTo(original, copied string) error {
-	fi, err := os.Stat(original)
-	if err != nil {
-		return err
-	}
-	owner, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return nil
-	}
-	return filepath.WalkDir(copied, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, int(owner.Uid), int(owner.Gid))
-	})
 }
 
 // lag has it fall behind until catchUp.
