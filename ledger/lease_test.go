@@ -287,13 +287,15 @@ func TestI9TimeIsTheDatabasesAWorkersClocksOnlyStopItEarlier(t *testing.T) {
 	}
 }
 
+// Waiting for work (room.go) reads one too, to know when to look again; what it finds is
+// decided by the server's time.
 func TestI9TimeIsTheDatabasesNothingButALeaseReadsAClock(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) < 5 {
 		t.Fatal(files, err)
 	}
 	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") || name == "lease.go" {
+		if strings.HasSuffix(name, "_test.go") || name == "lease.go" || name == "room.go" {
 			continue
 		}
 		set := token.NewFileSet()
