@@ -172,9 +172,9 @@ func (b *inbox) useful(full map[*kind]int) bool {
 	return len(b.brings) == 0
 }
 
-// awayFor is how long a message of a full kind stays away that such a queue brings all the
-// same, among others. It doubles with each delivery, up to sixteen times.
-const awayFor = 30 * time.Second
+// defaultAwayFor is how long a message of a full kind stays away that such a queue brings all
+// the same, among others. It doubles with each delivery, up to sixteen times.
+const defaultAwayFor = 30 * time.Second
 
 // turnAway sees to what was not asked for: not every queue can tell types apart. Where the
 // other types of such a queue are to flow, somebody must take these. They are held, up to
@@ -192,7 +192,7 @@ func (l *life) turnAway(b *inbox, ds []queue.Delivery, unasked map[*kind]int) []
 		}
 		n, still := waiting[k]
 		if still && n > l.most() {
-			after := awayFor << min(d.Received-1, 4)
+			after := l.awayFor << min(d.Received-1, 4)
 			back[after] = append(back[after], d)
 			return true
 		}

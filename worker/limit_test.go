@@ -139,7 +139,9 @@ func TestAQueueThatCannotTellTypesApartGetsBackWhatMayNotRunYet(t *testing.T) {
 		enqueue(t, mem, letter{n})
 	}
 	enqueue(t, mem, errand{"behind them all"})
-	begin(t, pool, set, worker.Config{Queues: map[string]queue.Queue{"": mem}})
+	w := newWorker(t, pool, set, worker.Config{Queues: map[string]queue.Queue{"": mem}})
+	w.SetAwayFor(time.Second)
+	runWorker(t, w)
 	eventuallyRow(t, pool, "all is done", `SELECT count(*) = 301 FROM oncemore.ledger`)
 	if n := c.most.Load(); n != 1 {
 		t.Errorf("%d ran at once", n)

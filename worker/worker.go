@@ -69,6 +69,7 @@ type Worker struct {
 	declared  []*storedSchedule // of Config.Schedules
 	openRerun func(context.Context, pgx.Tx, Order) (Opened, error)
 
+	awayFor    time.Duration // see defaultAwayFor
 	stuckGrace time.Duration // how long a body may go on after its context has ended, before it is fenced off
 	rollEvery  time.Duration // how often the statistics are brought up to date
 
@@ -100,7 +101,7 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 		return nil, errors.New("worker: Slots, Lease, Grace and Recheck must not be negative")
 	}
 	w := &Worker{pool: pool, set: set, config: c, log: c.Log, ledger: ledger.New(pool),
-		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}, stuckGrace: 5 * time.Second, rollEvery: time.Minute}
+		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}, stuckGrace: 5 * time.Second, rollEvery: time.Minute, awayFor: defaultAwayFor}
 	for name, q := range c.Queues {
 		w.queues[name] = q
 	}

@@ -68,7 +68,7 @@ func TestASignalThatFailsSpoilsNothing(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.EmptyPool(t)
 	bad := func(name string, f func(ctx context.Context, tx pgx.Tx) (throttle.Verdict, string, error)) throttle.Signal {
-		return throttle.Signal{Name: name, Read: f, Timeout: 100 * time.Millisecond}
+		return throttle.Signal{Name: name, Read: f, Timeout: 500 * time.Millisecond}
 	}
 	g := newGauge(t, pool, 0,
 		bad("fails", func(context.Context, pgx.Tx) (throttle.Verdict, string, error) {
@@ -93,7 +93,7 @@ func TestASignalThatFailsSpoilsNothing(t *testing.T) {
 	if wait != nil {
 		t.Errorf("a signal that cannot be read holds up work: %+v", wait)
 	}
-	for i, words := range []string{"no such host", "at the disco", "perhaps", "no answer within 100 ms", "no answer within 100 ms", "read-only"} {
+	for i, words := range []string{"no such host", "at the disco", "perhaps", "no answer within 500 ms", "no answer within 500 ms", "read-only"} {
 		if !is(readings[i], throttle.Unknown, []string{words}) {
 			t.Errorf("%+v, want it unknown with %q", readings[i], words)
 		}
