@@ -52,15 +52,13 @@ func (w *Worker) Ready() error {
 // Health is nil while the worker does what it should: it is live and ready, and no body
 // ignores the end of its context.
 func (w *Worker) Health() error {
-	if err := errors.Join(w.Ready(), w.Live()); err != nil {
-		return err
-	}
+	var deaf error
 	if l := w.current.Load(); l != nil {
 		if stuck := l.slots.stuck(w.stuckGrace); len(stuck) > 0 {
-			return fmt.Errorf("worker %d: %d bodies ignore the end of their context, first %s", l.lease.ID, len(stuck), stuck[0])
+			deaf = fmt.Errorf("worker %d: %d bodies ignore the end of their context, first %s", l.lease.ID, len(stuck), stuck[0])
 		}
 	}
-	return nil
+	return errors.Join(w.Ready(), w.Live(), deaf)
 }
 
 // LiveHandler answers 200 while all the workers are live, else 503, for a liveness probe.
