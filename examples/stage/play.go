@@ -1,11 +1,14 @@
 package stage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,6 +34,17 @@ func Play[P Proof](tell func(context.Context) (P, error)) {
 		p.Write(os.Stdout)
 		return p.Check()
 	})
+}
+
+// Seed is what random choices are made from: flagged, else ONCEMORE_SEED, else drawn at
+// random. A 0 is none.
+func Seed(flagged uint64) (seed uint64, err error) {
+	if env := os.Getenv("ONCEMORE_SEED"); flagged == 0 && env != "" {
+		if flagged, err = strconv.ParseUint(env, 10, 64); err != nil {
+			return 0, fmt.Errorf("ONCEMORE_SEED: %w", err)
+		}
+	}
+	return cmp.Or(flagged, rand.Uint64(), 1), nil
 }
 
 // A Number is one that a proof wants.

@@ -16,9 +16,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
@@ -65,13 +63,6 @@ func main() {
 
 // draw draws the seed where none is given.
 func (o *ordeal) draw() (err error) {
-	if env := os.Getenv("ONCEMORE_SEED"); o.seed == 0 && env != "" {
-		if o.seed, err = strconv.ParseUint(env, 10, 64); err != nil {
-			return fmt.Errorf("ONCEMORE_SEED: %w", err)
-		}
-	}
-	for o.seed == 0 {
-		o.seed = rand.Uint64()
-	}
-	return nil
+	o.seed, err = stage.Seed(o.seed)
+	return err
 }

@@ -16,13 +16,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
@@ -72,11 +69,6 @@ func main() {
 
 // draw draws the seed where none is given.
 func (o *ordeal) draw() (err error) {
-	if env := os.Getenv("ONCEMORE_SEED"); o.seed == 0 && env != "" {
-		if o.seed, err = strconv.ParseUint(env, 10, 64); err != nil {
-			return fmt.Errorf("ONCEMORE_SEED: %w", err)
-		}
-	}
-	o.seed = cmp.Or(o.seed, rand.Uint64(), 1)
-	return nil
+	o.seed, err = stage.Seed(o.seed)
+	return err
 }
