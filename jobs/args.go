@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 )
 
@@ -42,7 +43,7 @@ func Key(parts ...any) string {
 			b.WriteByte('/')
 		}
 		if s, ok := p.(string); ok {
-			b.WriteString(escape.Replace(s))
+			b.WriteString(ledger.KeyPart(s))
 			continue
 		}
 		fmt.Fprint(&b, p)
@@ -50,11 +51,10 @@ func Key(parts ...any) string {
 	return b.String()
 }
 
-var escape = strings.NewReplacer("%", "%25", "/", "%2F")
-
 // Enqueue sends one message per args. With a queue's Tx it is part of the caller's
-// transaction: no commit, no job. It is all or nothing, and refuses, with an error that
-// wraps [queue.ErrInvalid], what no worker could do.
+// transaction: no commit, no job. In Postgres it is all or nothing; in SQS an error may leave
+// some of them sent, and calling it again is harmless. It refuses all, with an error that
+// wraps [queue.ErrInvalid], where one of them is what no worker could do.
 func Enqueue[A Args](ctx context.Context, to queue.Sender, args ...A) error {
 	ms := make([]queue.Message, len(args))
 	for i, a := range args {

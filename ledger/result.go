@@ -46,8 +46,10 @@ func KeepResults(b *pgx.Batch, t *Type, outs []*Outcome) {
 	b.Queue(keepResultSQL, t.ID, entities, values, ttl)
 }
 
-// A row that this transaction wrote has its number and its time. (The number alone would do
-// for the next four billion transactions.)
+// ownFactSQL tells of a fact whether this transaction wrote it: then it has its number and its
+// time. (The number alone would do for the next four billion transactions.)
+const ownFactSQL = `l.xmin = pg_current_xact_id_if_assigned()::xid AND l.completed_at = now()`
+
 const keepResultSQL = `
 /* result: keep */
 INSERT INTO oncemore.result AS r (job_type, entity, epoch, value, expires_at)
@@ -55,7 +57,7 @@ SELECT $1, w.entity, f.epoch, w.value, now() + $4::interval
 FROM unnest($2::text[], $3::text[]) AS w(entity, value)
 CROSS JOIN LATERAL (SELECT coalesce(l.epoch, 0) AS epoch FROM oncemore.ledger l
                     WHERE l.job_type = $1 AND l.entity = w.entity
-                      AND l.xmin = pg_current_xact_id_if_assigned()::xid AND l.completed_at = now() OFFSET 0) f
+                      AND ` + ownFactSQL + ` OFFSET 0) f
 ON CONFLICT (job_type, entity) DO UPDATE
 SET epoch = excluded.epoch, value = excluded.value, stored_at = excluded.stored_at, expires_at = excluded.expires_at
 WHERE r.epoch < excluded.epoch`

@@ -44,10 +44,14 @@ type Transition struct {
 
 // Key is the entity of the fact: Entity, From and To, joined as jobs.Key does.
 func (t Transition) Key() string {
-	return partEscape.Replace(t.Entity) + "/" + partEscape.Replace(t.From) + "/" + partEscape.Replace(t.To)
+	return KeyPart(t.Entity) + "/" + KeyPart(t.From) + "/" + KeyPart(t.To)
 }
 
-var partEscape = strings.NewReplacer("%", "%25", "/", "%2F")
+// KeyPart is s as a part of an entity that is made of several, with slashes between them:
+// what could be taken for such a slash is escaped.
+func KeyPart(s string) string { return keyPart.Replace(s) }
+
+var keyPart = strings.NewReplacer("%", "%25", "/", "%2F")
 
 // A ConflictError says that a transition was not applied, and why no retry would help: the
 // row is not, or no longer, as the caller saw it. Nothing was changed. A job that returns
@@ -189,7 +193,7 @@ SELECT CASE WHEN $3 = 0 OR coalesce(l.source_version, 0) = $3 THEN true
             WHEN l.source_version > $3 THEN EXISTS (SELECT FROM oncemore.ledger_history h
                                                     WHERE h.job_type = $1 AND h.entity = $2 AND h.source_version = $3)
             ELSE false END,
-       coalesce(l.xmin = pg_current_xact_id_if_assigned()::xid, false) AND l.completed_at = now()
+       coalesce(` + ownFactSQL + `, false)
 FROM oncemore.ledger l WHERE l.job_type = $1 AND l.entity = $2`
 
 const transitionSQL = `
