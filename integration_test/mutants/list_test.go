@@ -247,7 +247,7 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the rule that a result is of whom the fact is of",
 		file:  "ledger/result.go",
-		old:   `                      AND l.xmin = pg_current_xact_id_if_assigned()::xid AND l.completed_at = now() OFFSET 0) f`,
+		old:   "                      AND ` + ownFactSQL + ` OFFSET 0) f",
 		new:   `                      OFFSET 0) f`,
 		tests: "./ledger Result",
 	}, {
