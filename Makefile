@@ -19,7 +19,7 @@ test: setup ## all tests, with the race detector, on a real PostgreSQL
 	TEST_REQUIRE=1 go test -race -count=1 -timeout 12m ./...
 
 test-full: setup ## all tests in full: every case of the matrix, the orders and the model (ONCEMORE_SEED=n)
-	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -race -count=1 -timeout 60m $$(go list ./... | grep -v /mutants)
+	TEST_REQUIRE=1 ONCEMORE_FULL=1 go test -race -count=1 -timeout 120m $$(go list ./... | grep -v /mutants)
 
 test-containers: setup ## the contract of the queues and the invariants, on PostgreSQL 17 and SQS in containers
 	@integration_test/containers/run
