@@ -39,10 +39,11 @@ type Story struct {
 // An Event is one thing in a story. Of its details one is there.
 type Event struct {
 	At   time.Time `json:"at"`
-	Kind string    `json:"kind"` // fact | archived | attempt | claim | message | parked | run | audit
+	Kind string    `json:"kind"` // fact | archived | result | answer | attempt | claim | message | parked | run | audit
 	Text string    `json:"text"` // in words
 
 	Fact    *Fact       `json:"fact,omitempty"`
+	Kept    *Kept       `json:"kept,omitempty"`
 	Attempt *Attempt    `json:"attempt,omitempty"`
 	Claim   *Claim      `json:"claim,omitempty"`
 	Message *Message    `json:"message,omitempty"`
@@ -62,6 +63,16 @@ type Fact struct {
 	Run           int64      `json:"run"`
 	Fingerprint   int64      `json:"fingerprint"`
 	ArchivedAt    *time.Time `json:"archived_at"` // null: it stands
+}
+
+// Kept is what was stored beside a fact of its epoch: the result of a job, or the answer to
+// a request with a key. The fact outlives it.
+type Kept struct {
+	Epoch     int64     `json:"epoch"`
+	ExpiresAt time.Time `json:"expires_at"` // from then on nobody is shown it
+	Bytes     int       `json:"bytes"`
+	Result    string    `json:"result,omitempty"` // its JSON; empty for an answer
+	Status    int       `json:"status,omitempty"` // of an answer, whose body is not shown here
 }
 
 // An Attempt is one that did not simply succeed, as it was recorded.
@@ -129,7 +140,7 @@ func Tell(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, jobType, entit
 		if err := tx.QueryRow(ctx, livingSQL).Scan(&s.workers); err != nil {
 			return fmt.Errorf("count the living workers: %w", err)
 		}
-		for _, part := range []func(context.Context, pgx.Tx, *Type) error{s.readFacts, s.readAttempts, s.readClaim, s.readRuns} {
+		for _, part := range []func(context.Context, pgx.Tx, *Type) error{s.readFacts, s.readKept, s.readAttempts, s.readClaim, s.readRuns} {
 			if err := part(ctx, tx, t); err != nil {
 				return err
 			}
@@ -220,6 +231,41 @@ func numbered(attempts int, epoch, source, run int64) string {
 		}
 	}
 	return b.String()
+}
+
+// An answer is stored in the transaction of its fact.
+const storyKeptSQL = `
+SELECT stored_at, epoch, expires_at, octet_length(value), value, 0 FROM oncemore.result WHERE job_type = $1 AND entity = $2
+UNION ALL
+SELECT coalesce(f.completed_at, r.expires_at), r.epoch, r.expires_at, octet_length(r.body), '', r.status
+FROM oncemore.response r
+LEFT JOIN oncemore.ledger f ON f.job_type = r.job_type AND f.entity = r.entity
+WHERE r.job_type = $1 AND r.entity = $2`
+
+func (s *Story) readKept(ctx context.Context, tx pgx.Tx, t *Type) error {
+	type row struct {
+		At time.Time
+		Kept
+	}
+	rows, err := rowsOf[row](ctx, tx, storyKeptSQL, t.ID, s.Entity)
+	if err != nil {
+		return fmt.Errorf("read what is kept: %w", err)
+	}
+	for i := range rows {
+		k := &rows[i].Kept
+		e := Event{At: rows[i].At, Kind: "result", Kept: k, Text: "result: " + k.Result}
+		if k.Status != 0 {
+			e.Kind = "answer"
+			e.Text = fmt.Sprintf("answered with status %d and %d bytes", k.Status, k.Bytes)
+		}
+		until := "kept until"
+		if !k.ExpiresAt.After(s.Now) {
+			until = "expired at"
+		}
+		e.Text += fmt.Sprintf(", %s %s", until, k.ExpiresAt.UTC().Format(time.RFC3339))
+		s.Events = append(s.Events, e)
+	}
+	return nil
 }
 
 const storyAttemptsSQL = `

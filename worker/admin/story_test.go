@@ -187,6 +187,33 @@ func TestAStorySaysWhatHappensNext(t *testing.T) {
 	}
 }
 
+// A job returned something, a request was answered, and what a third returned has expired.
+func TestAStoryHasWhatIsKeptBesideAFact(t *testing.T) {
+	s := newScene(t)
+	anna := s.worker("anna")
+	quotes := s.kind("quote", ledger.Once)
+	keep := func(entity, result string) {
+		s.settle(quotes, anna, s.claim(quotes, anna, entity)[0], ledger.Outcome{Want: ledger.Want{Entity: entity}, State: ledger.Completed, Result: []byte(result)})
+	}
+	keep("1", `{"price":17}`)
+	keep("2", `"a door"`)
+	keep("3", `3`)
+	s.exec(`UPDATE oncemore.result SET expires_at = stored_at WHERE entity = '3'`)
+	s.exec(`DELETE FROM oncemore.result WHERE entity = '2'`)
+	s.exec(`INSERT INTO oncemore.response (job_type, entity, epoch, status, headers, body, expires_at) VALUES ($1, '2', 0, 201, '{}', '{"id":2}', now() + '1h')`, quotes.ID)
+
+	for entity, told := range map[string]string{"1": `result: {"price":17}, kept until `, "2": "answered with status 201 and 8 bytes, kept until ", "3": "result: 3, expired at "} {
+		story := s.tell("quote", entity)
+		kind := map[bool]string{true: "answer", false: "result"}[entity == "2"]
+		if kinds(story) != "fact "+kind {
+			t.Fatalf("%s: %s", entity, kinds(story))
+		}
+		if e := story.Events[1]; !strings.HasPrefix(e.Text, told) || e.Kept.Bytes == 0 {
+			t.Errorf("%s: %s %+v", entity, e.Text, e.Kept)
+		}
+	}
+}
+
 func TestTheStoryOfAFanOutHasItsRuns(t *testing.T) {
 	s := newScene(t)
 	s.kind("mailing", ledger.InTransaction)

@@ -17,8 +17,9 @@ func (p *program) ledgerCommand() *cobra.Command {
 
 func (p *program) ledgerShowCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "show TYPE ENTITY", Short: "Tell the whole story of one entity, and what happens next", Args: cobra.ExactArgs(2),
-		Long: `Tell the whole story of one entity in order of time: facts, attempts, the claim, the
-messages that carry it, input that was set aside, runs that it began, what operators did.
+		Long: `Tell the whole story of one entity in order of time: facts and the results that are
+kept beside them, attempts, the claim, the messages that carry it, input that was set
+aside, runs that it began, what operators did.
 Then what the ledger would decide now, and what happens next.
 
 Attempts that simply succeeded leave no trace but the fact. Messages are those of this
