@@ -96,7 +96,9 @@ func TestTheSumsAreWhatTheLedgerSaysInAnyStory(t *testing.T) {
 		s.end(t)
 		s.advance(r, time.Hour)
 		s.roll(r)
-		rollUp(t, s.pool, 0)
+		// The answer to an earlier question closes what was over then; the next asks anew.
+		for over := s.now.Add(-time.Minute).Truncate(15 * time.Minute); rollUp(t, s.pool, 0).Closed.Before(over); {
+		}
 		s.agree(r)
 		if !ask(t, s.pool, `SELECT (SELECT count(*) FROM oncemore.ledger) + (SELECT count(*) FROM oncemore.ledger_history) = (SELECT coalesce(sum(n), 0) FROM oncemore.completions_quarter)`) {
 			r.Fatal("not all is summed in the end")

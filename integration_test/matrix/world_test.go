@@ -3,6 +3,7 @@ package matrix_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -249,7 +250,7 @@ func (w *world) takeOver(f fault) {
 	}
 }
 
-// noteHeld notes what the victim holds now that it is gone.
+// noteHeld notes what the victim holds now that it is gone, beside what it was noted to hold.
 func (w *world) noteHeld() {
 	held, err := w.heldClaims()
 	if err != nil {
@@ -257,7 +258,10 @@ func (w *world) noteHeld() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.held = held
+	if w.held == nil {
+		w.held = map[string]bool{}
+	}
+	maps.Copy(w.held, held)
 }
 
 // resolve ends all doubts as an operator does who knows how to find out.
