@@ -69,7 +69,7 @@ type Open struct {
 	Fence          int64 // changes with every change of the row
 	Owner          int64 // the worker that holds it; 0: nobody
 	OwnerDeadAt    time.Time
-	ClaimedAt      time.Time
+	ClaimedAt      time.Time // by its holder; of what nobody holds, when the last attempt ended that may have had an effect
 	FirstClaimedAt time.Time // of the oldest attempt whose effect is not known to be absent; zero: there is none
 	NotBefore      time.Time
 	Attempts       int
@@ -189,7 +189,11 @@ func afterInterruption(t *Type, o *Open, now time.Time) Reason {
 	case classOnce:
 		return InDoubt
 	case classVerifiable:
-		if o.Abandoned() && now.Before(o.OwnerDeadAt.Add(t.Effect.duration)) {
+		ended := o.ClaimedAt
+		if o.Abandoned() {
+			ended = o.OwnerDeadAt
+		}
+		if now.Before(ended.Add(t.Effect.duration)) {
 			return Waiting
 		}
 	case classKeyed:

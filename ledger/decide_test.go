@@ -67,7 +67,7 @@ func wanted(words string) ledger.Want {
 var (
 	wants  = []string{"plain", "forced", "newer source", "other args", "forced, other args", "newer source, other args", "unknown args", "args by an older rule"}
 	facts  = []string{"none", "satisfying", "older epoch", "older version", "older source", "other args"}
-	claims = []string{"none", "held", "abandoned just now", "abandoned long ago", "retrying due", "retrying waiting", "failed", "in_doubt", "returned"}
+	claims = []string{"none", "held", "abandoned just now", "abandoned long ago", "retrying due", "retrying waiting", "failed", "failed just now", "in_doubt", "returned"}
 	stands = []string{"plain", "forced", "newer source", "other args"}
 	proofs = []string{"none", "fresh", "old"}
 )
@@ -113,6 +113,8 @@ func (s *situation) build() {
 		o.Trouble, o.NotBefore = ledger.Retrying, noon.Add(time.Second)
 	case "failed":
 		o.Trouble = ledger.FailedFor
+	case "failed just now":
+		o.Trouble, o.ClaimedAt = ledger.FailedFor, noon.Add(-time.Second)
 	case "in_doubt":
 		o.Trouble = ledger.Doubtful
 	case "returned":
@@ -164,10 +166,17 @@ func (s *situation) mayRepeat() bool {
 	case "keyed":
 		return s.proof == "fresh" || s.checked
 	case "verifiable":
-		return s.claim != "abandoned just now"
+		return !s.justNow()
 	}
 	return true
 }
+
+// justNow: the world may not show yet what the last attempt did.
+func (s *situation) justNow() bool {
+	return s.claim == "abandoned just now" || s.claim == "failed just now"
+}
+
+func (s *situation) failed() bool { return s.claim == "failed" || s.claim == "failed just now" }
 
 // blocked is the set of sentences that keep an item from running, whatever is wanted.
 func (s *situation) blocked() (why []string) {
@@ -181,7 +190,7 @@ func (s *situation) blocked() (why []string) {
 	say(s.claim == "held", "a living worker has it")
 	say(s.claim == "in_doubt", "it is in doubt")
 	say(s.claim == "retrying waiting", "its time has not come")
-	say(s.claim == "failed" && !s.again, "it failed, and nothing newer is wanted")
+	say(s.failed() && !s.again, "it failed, and nothing newer is wanted")
 	say(s.argsDiffer() && !s.again, "the claim is of other arguments, and nothing newer is wanted")
 	say(!s.mayRepeat(), "its effect may not be repeated")
 	return why
@@ -235,10 +244,10 @@ func TestDecideAnswersWhatItsReasonsSay(t *testing.T) {
 		is(ledger.Conflict, factConflict || open && !doubt && claimConflict)
 		open = open && (doubt || !claimConflict)
 		is(ledger.Ongoing, open && s.claim == "held")
-		is(ledger.Failed, open && s.claim == "failed" && !s.again)
-		settling := s.effect == "verifiable" && s.claim == "abandoned just now" && s.proof != "none"
+		is(ledger.Failed, open && s.failed() && !s.again)
+		idle := s.claim == "held" || s.claim == "retrying waiting" || s.failed() && !s.again
+		settling := s.effect == "verifiable" && s.justNow() && s.proof != "none" && !idle
 		is(ledger.Waiting, open && (s.claim == "retrying waiting" || settling))
-		idle := s.claim == "held" || s.claim == "retrying waiting" || s.claim == "failed" && !s.again
 		is(ledger.InDoubt, open && (doubt || !idle && !settling && !s.mayRepeat()))
 		is(ledger.Missing, got.Run() && s.fact == "none" && (s.claim == "none" || s.claim == "returned" && s.w.Epoch <= s.o.Epoch))
 		fresh := s.claim == "none" || s.claim == "returned"
@@ -328,6 +337,8 @@ func TestDecideByExample(t *testing.T) {
 		{situation{effect: "keyed", checked: true, want: "plain", fact: "none", claim: "abandoned just now", stands: "plain", proof: "old"}, ledger.Retry},
 		{situation{effect: "verifiable", want: "plain", fact: "none", claim: "abandoned just now", stands: "plain", proof: "fresh"}, ledger.Waiting},
 		{situation{effect: "verifiable", want: "plain", fact: "none", claim: "abandoned long ago", stands: "plain", proof: "fresh"}, ledger.Retry},
+		{situation{effect: "verifiable", want: "forced", fact: "none", claim: "failed just now", stands: "plain", proof: "fresh"}, ledger.Waiting},
+		{situation{effect: "verifiable", want: "plain", fact: "none", claim: "failed just now", stands: "plain", proof: "fresh"}, ledger.Failed},
 	} {
 		c.s.build()
 		if got := ledger.Decide(&c.s.kind, c.s.w, c.s.f, c.s.o, noon); got != c.want {

@@ -35,7 +35,8 @@
 //
 // A claim is evidence that somebody set out, so it is committed before the work begins.
 // It stays until a completion, a resolution, or word that the effect surely did not happen;
-// first_claimed_at is since when there is any. What it means that an attempt ended in
+// first_claimed_at is since when there is any. Of a claim that nobody holds, claimed_at is
+// when the last attempt ended that may have had an effect. What it means that an attempt ended in
 // anything but success is what an [Effect] declares.
 //
 // A claim is taken over when its owner is dead, which is when the worker's row says so,

@@ -15,6 +15,10 @@ type Standing struct {
 	Open   *Open // nil: none
 	Verify bool  // an attempt may only follow a done-check that says "not done"
 	Sweep  bool  // the claim is outranked by the fact and may go
+
+	// Settling: waiting, but not for an attempt that is due later, whose message comes then. It is
+	// too early to ask whether the last attempt had its effect, so who asks now asks again.
+	Settling bool
 }
 
 // Look reads facts and claims of the wanted entities and decides on each. It writes
@@ -58,12 +62,14 @@ func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standin
 	out := make([]Standing, len(ws))
 	for i, w := range ws {
 		f, o := facts[w.Entity], opens[w.Entity]
-		out[i] = Standing{
+		st := Standing{
 			Reason: Decide(t, w, f, o, now),
 			Fact:   f, Open: o,
 			Verify: MustVerify(t, o, now),
 			Sweep:  f != nil && o != nil && !o.Held() && f.Epoch >= o.Epoch && f.SourceVersion >= o.SourceVersion,
 		}
+		st.Settling = st.Reason == Waiting && !now.Before(o.NotBefore)
+		out[i] = st
 	}
 	return out, nil
 }

@@ -395,7 +395,8 @@ WITH w AS MATERIALIZED (
 SELECT w.n FROM w`
 
 // An attempt whose effect is surely absent takes back its own evidence, and not that of
-// the attempts before it.
+// the attempts before it. Those were over, and could be seen, when it began: claimed_at goes
+// back to where they began. After any other attempt it is when that one ended.
 const keepOpenSQL = `
 /* claim: keep open */
 WITH w AS MATERIALIZED (
@@ -410,6 +411,9 @@ SET fence = nextval('oncemore.fence'), owner = NULL,
     trouble = CASE w.state WHEN 'returned' THEN 'retrying' ELSE w.state END,
     not_before = CASE w.state WHEN 'retrying' THEN clock_timestamp() + w.delay END,
     attempts = w.attempts,
+    claimed_at = CASE WHEN c.owner IS DISTINCT FROM $9 THEN c.claimed_at
+                      WHEN w.absent THEN coalesce(c.first_claimed_at, c.claimed_at)
+                      ELSE clock_timestamp() END,
     first_claimed_at = CASE WHEN w.absent AND c.owner = $9 AND c.first_claimed_at = c.claimed_at THEN NULL ELSE c.first_claimed_at END,
     error = coalesce(nullif(w.error, ''), c.error)
 FROM w WHERE c.ctid = w.tid

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -148,6 +149,38 @@ func TestI4NoBlindRepeatAnEffectThatTheCheckFindsIsRecordedAndNotHadAgain(t *tes
 	}
 	if passed := asked.Load().Sub(*ended.Load()); passed < settle {
 		t.Errorf("the check was believed %v after the attempt, before the world had settled (%v)", passed, settle)
+	}
+}
+
+// The last attempt failed, and is tried anew at once, by an operator or since the fan-out was
+// called again. The mail server takes a while to show what it took.
+func TestI4NoBlindRepeatWhatFailedIsNotAskedAboutBeforeItsEffectCanBeSeen(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	const settle = time.Second
+	var effects tally
+	var taken atomic.Int64 // when it took the letter
+	set := newSet(t, jobs.Job[letter]{
+		Effect: jobs.Verifiable(settle), Policy: jobs.Policy{Backoff: quickly},
+		Done: func(context.Context, letter) (bool, error) {
+			at := taken.Load()
+			return at != 0 && time.Now().UnixNano()-at > int64(settle*3/4), nil
+		},
+		Do: func(_ context.Context, l letter) error {
+			effects.add(l.Entity())
+			taken.Store(time.Now().UnixNano())
+			return jobs.Permanent(errors.New("the server said something that nobody understands"))
+		},
+	})
+	enqueue(t, pgq(pool), letter{1})
+	w := begin(t, pool, set, worker.Config{})
+	eventuallyRow(t, pool, "it has failed, and no message is left", `SELECT EXISTS (SELECT FROM oncemore.claim WHERE trouble = 'failed') AND NOT EXISTS (SELECT FROM oncemore.message)`)
+	mustExec(t, pool, `UPDATE oncemore.claim SET trouble = 'retrying', attempts = 0, not_before = NULL, fence = nextval('oncemore.fence')`)
+	enqueue(t, pgq(pool), letter{1})
+	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore.message)`)
+	mustStop(t, w)
+	if got := standing(t, pool, "1"); effects.of("1") != 1 || !strings.HasPrefix(got, "done c") {
+		t.Errorf("%q after %d effects, want it found by the done-check after one", got, effects.of("1"))
 	}
 }
 

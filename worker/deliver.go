@@ -237,7 +237,7 @@ func (l *life) decideIdle(it *item) {
 		return
 	}
 	covered := o.Covers(it.want)
-	if covered && (o.Owner == 0 || news) {
+	if covered && (o.Owner == 0 || news) && !st.Settling {
 		return // the claim has the arguments; a message, or who resolves the doubt, carries it on
 	}
 	// Somebody has it, and may be dead or die over it: this may be the very message that

@@ -26,7 +26,7 @@ func (m *machine) justify(t *rapid.T, it *item) {
 	case ledger.Ongoing:
 		is = held
 	case ledger.Waiting:
-		is = o != nil && !held && (o.trouble == ledger.Retrying || o.trouble == ledger.NoTrouble && e.Effect == ledger.Verifiable(settling))
+		is = o != nil && !held && (o.trouble == ledger.Retrying || e.Effect == ledger.Verifiable(settling) && o.evidence)
 	case ledger.Failed:
 		is = o != nil && o.trouble == ledger.FailedFor
 	case ledger.InDoubt:
@@ -34,7 +34,8 @@ func (m *machine) justify(t *rapid.T, it *item) {
 	default:
 		is = r.Run() && !satisfied && (o == nil || !held && o.trouble != ledger.Doubtful && !(o.evidence && e.Effect == ledger.Once) &&
 			!(o.evidence && e.Effect == ledger.Keyed(horizon) && m.now-e.since > horizon-timeout+time.Minute) && // a story's minute is a few ms long
-			!(o.owner != 0 && e.Effect == ledger.Verifiable(settling) && m.now-m.died(o.owner) < settling))
+			!(o.owner != 0 && e.Effect == ledger.Verifiable(settling) && m.now-m.died(o.owner) < settling) &&
+			!(o.owner == 0 && o.evidence && e.Effect == ledger.Verifiable(settling) && m.now-e.ended < settling))
 	}
 	if !is {
 		t.Fatalf("%s %s: a look for %+v says %q; the fact is %+v, the claim %v", e.Name, e.name, it.want, r, e.fact, o)
@@ -121,6 +122,11 @@ func (p *process) settled(t *rapid.T, o *ledger.Outcome) {
 	}
 	if o.State != ledger.Completed {
 		if current {
+			if e.open.owner == p.lease.ID && o.Absent {
+				e.ended = e.since
+			} else if e.open.owner == p.lease.ID {
+				e.ended = p.now
+			}
 			e.open.left(p.lease.ID, o)
 			if o.State == ledger.Unclear {
 				p.count["in doubt"]++
@@ -249,8 +255,8 @@ func (m *machine) checkPlace(t *rapid.T, e *entity, r *rows) {
 		e.open.fence = r.open.fence
 		m.newFence(t, e)
 	}
-	own := e.open != nil && e.open.own // means nothing without evidence
-	if r.open != nil && !r.open.evidence {
+	own := e.open != nil && e.open.own // means nothing without evidence, and where nobody holds it
+	if r.open != nil && (!r.open.evidence || r.open.owner == 0) {
 		r.open.own = own
 	}
 	if fmt.Sprint(r.open) != fmt.Sprint(e.open) {

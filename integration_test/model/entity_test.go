@@ -47,6 +47,7 @@ type entity struct {
 	effects  []effect
 	disputed int
 	since    time.Duration // of the evidence that somebody may have had the effect
+	ended    time.Duration // of the last attempt that may have had it, where nobody holds the claim
 }
 
 func (e *entity) GoString() string {

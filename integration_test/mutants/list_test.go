@@ -27,6 +27,12 @@ UPDATE oncemore.claim c`,
 UPDATE oncemore.claim c`,
 		tests: "./ledger Late|Fence",
 	}, {
+		lacks: "the settling time after a failure",
+		file:  "ledger/decide.go",
+		old:   `		ended := o.ClaimedAt`,
+		new:   `		ended := time.Time{}`,
+		tests: "./worker WhatFailedIsNotAskedAbout",
+	}, {
 		lacks: "the fence in a takeover",
 		file:  "ledger/claim.go",
 		old:   `WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen FOR UPDATE SKIP LOCKED) c`,
@@ -151,7 +157,7 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the return of what is not covered",
 		file:  "worker/deliver.go",
-		old:   `	if covered && (o.Owner == 0 || news) {`,
+		old:   `	if covered && (o.Owner == 0 || news) && !st.Settling {`,
 		new:   `	if covered {`,
 		tests: "./worker ComesBack|I1",
 	}, {
