@@ -293,8 +293,8 @@ func TestAnItemThatDoesNotDecodeIsParkedAndItsNeighboursAreDone(t *testing.T) {
 			run(t, pool, newSet(t, j), worker.Config{}, func() bool {
 				return ask(t, pool, `SELECT count(*) = 17 AND NOT EXISTS (SELECT FROM oncemore.message) FROM oncemore.ledger`)
 			})
-			if n := count(t, pool, `SELECT count(*) FROM oncemore.parked WHERE reason = 'undecodable' AND times = 2 AND entity IN ('4', '8', '12')`); n != 3 {
-				t.Errorf("%d items are parked, want three, seen twice each", n)
+			if n := count(t, pool, `SELECT count(*) FROM oncemore.parked WHERE reason = 'undecodable' AND times >= 2 AND entity IN ('4', '8', '12')`); n != 3 { // more often, where one message met the other's claims and came back
+				t.Errorf("%d items are parked, want three, seen at least twice each", n)
 			}
 		})
 	}

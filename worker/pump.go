@@ -215,11 +215,14 @@ func byEpoch(ms []queue.Message, wants map[string]ledger.Want) []queue.Message {
 }
 
 // rule carries out the verdict of who asked for what is in doubt: the effect did not
-// happen. What is not in doubt any more is left to what the worker decides.
+// happen. What is not in doubt any more is left to what the worker decides. A plan also
+// picks what has failed after an attempt of unknown effect, where its source wants newer
+// than the claim: so the ledger is asked for newer.
 func (l *life) rule(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, entities []string, open map[string]ledger.Want) error {
 	var wants []ledger.Want
 	for _, e := range entities {
 		if w, there := open[e]; there {
+			w.SourceVersion, w.Fingerprint = w.SourceVersion+1, 0
 			wants = append(wants, w)
 		}
 	}

@@ -257,5 +257,5 @@ func define[C class](o *outside) []jobs.Definition {
 			return trouble
 		}
 	}
-	return []jobs.Definition{j, jobs.Job[call[C]]{FanOut: call[C].source, Policy: jobs.Policy{Backoff: policy.Backoff}}}
+	return []jobs.Definition{j, jobs.Job[call[C]]{FanOut: call[C].source, Policy: jobs.Policy{Backoff: policy.Backoff, Attempts: max(10, policy.Attempts)}}}
 }

@@ -30,13 +30,15 @@ func TestI1NoLossOverSQSWhenConnectionsAreCutAtRandom(t *testing.T) {
 	cutAtRandom(t, amazon)
 }
 
+// Attempts follow each other in 50 ms, so the cuts can take ten from one item: it would
+// rightly have failed then, and this is about what nobody has to call again.
 func cutAtRandom(t *testing.T, over carrier) {
 	t.Logf("ONCEMORE_SEED=%d", seed())
 	things, pause := 40, 4*time.Second
 	if full() {
 		things, pause = 300, 30*time.Second
 	}
-	s := &scenario{shape: "random", class: "all", over: over, slots: 8, lease: 5 * time.Second, traits: traits{fails: func(class, entity string, try int) failure {
+	s := &scenario{shape: "random", class: "all", over: over, slots: 8, lease: 5 * time.Second, traits: traits{policy: jobs.Policy{Attempts: 100}, fails: func(class, entity string, try int) failure {
 		if strings.HasSuffix(entity, "3") {
 			return failsOnce(class, entity, try)
 		}

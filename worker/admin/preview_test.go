@@ -411,3 +411,31 @@ VALUES ((SELECT id FROM oncemore.job_type WHERE name = 'walked'), $1, 1, $2, 0, 
 		t.Errorf("previewed %+v, planned %d: %+v", p.Tally, len(sealed), run.Seen)
 	}
 }
+
+// A charge has failed for good, its provider may have had it, and has forgotten the key by
+// now. For who asks for newer than that it is in doubt; so a person who says that nothing
+// was charged has it done, and not only listed as failed once more.
+func TestAVerdictCoversWhatHasFailedAndMayHaveHadItsEffect(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`INSERT INTO piece VALUES ('a', 'plain', 2)`)
+	args, fp := w.styled("charged", "a", "plain", 1)
+	w.exec(`INSERT INTO oncemore.claim (job_type, entity, fence, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, attempts, trouble, args)
+VALUES ((SELECT id FROM oncemore.job_type WHERE name = 'charged'), 'a', 1, now() - interval '2 hours', now() - interval '2 hours', $1, 0, 1, 0, 10, 'failed', $2)`, fp, args)
+	opened, err := w.op.Rerun(t.Context(), worker.Order{Type: "charged", Selection: plan.Selection{Reasons: []ledger.Reason{ledger.Missing, ledger.InDoubt}}, Reason: "the provider lists no charge"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := &admin.Watch{Pool: w.pool, Run: opened.Run}
+	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		run, _, err := watch.Look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run.State == admin.Complete && run.Done == 1 {
+			return
+		}
+		if run.State.Over() || time.Now().After(limit) {
+			t.Fatalf("%s; %s; %+v", run.State, run.Words(), run.Seen)
+		}
+	}
+}
