@@ -181,7 +181,7 @@ func TestTheEndOfTheContextSaysWhereTheWorkStood(t *testing.T) {
 	w, a, _ := two(t, ledger.Once)
 	w.claim(a, plain(e))
 	for want, reason := range map[ledger.Want]ledger.Reason{plain(e): ledger.Ongoing, plain("other"): ledger.Missing} {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		_, err := w.Await(ctx, w.kind.Name, want)
 		cancel()
 		u, is := errors.AsType[*ledger.UndoneError](err)

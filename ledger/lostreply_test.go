@@ -56,6 +56,7 @@ func deaf(t *testing.T, effect ledger.Effect) (w, lossy *world, lose func()) {
 		c, err := dial(ctx, network, addr)
 		return deafConn{c, armed}, err
 	}
+	cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // its answer is not the one to lose
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	w.ok(err)
 	t.Cleanup(pool.Close)

@@ -119,15 +119,12 @@ func (l *life) judge(it *item, err error) {
 	if !safe {
 		delay = max(delay, k.Effect().Settle())
 	}
-	lost := it.parcel.lost.Load() && !it.claim.Won
-	interrupted := l.jobs.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(l.jobs))) ||
-		lost && (errors.Is(err, context.Canceled) || errors.Is(err, ErrMessageLost))
 	switch {
 	case !safe && k.Effect() == ledger.Once:
 		o.State = ledger.Unclear
 	case means.Permanent:
 		o.State = ledger.GaveUp
-	case interrupted && safe:
+	case safe && l.interrupted(it, err):
 		// Not its fault, and not charged.
 		l.finish(it, ledger.Returned, err)
 		return
@@ -143,6 +140,15 @@ func (l *life) judge(it *item, err error) {
 		it.carryOn(o.Delay)
 	}
 	l.endItem(it)
+}
+
+// interrupted tells whether err came of the end of the worker, its lease or its message, and
+// says nothing of the work.
+func (l *life) interrupted(it *item, err error) bool {
+	canceled := errors.Is(err, context.Canceled)
+	lost := it.parcel.lost.Load() && !it.claim.Won
+	return l.jobs.Err() != nil && (canceled || errors.Is(err, context.Cause(l.jobs))) ||
+		lost && (canceled || errors.Is(err, ErrMessageLost))
 }
 
 // Effect is the class of the kind.

@@ -77,7 +77,7 @@ func TestI4NoBlindRepeatTheClassDecidesWhatFollowsAnAttempt(t *testing.T) {
 				}
 				return nil
 			}
-			j := jobs.Job[errand]{Policy: jobs.Policy{Attempts: 3, Backoff: quickly, Timeout: 300 * time.Millisecond}}
+			j := jobs.Job[errand]{Policy: jobs.Policy{Attempts: 3, Backoff: quickly, Timeout: 3 * time.Second}}
 			switch class {
 			case "InTransaction":
 				j.DoTx = func(ctx context.Context, _ pgx.Tx, e errand) error { return body(ctx, e) }

@@ -387,6 +387,8 @@ func (l *life) ask(it *item) bool {
 	done, result, err := l.check(it, "done", k.Erased.Done)
 	switch {
 	case it.ended.Load():
+	case err != nil && l.interrupted(it, err):
+		l.giveBack([]*item{it}, err) // no answer, and no doubt yet: the next one asks
 	case err != nil && it.standing.Verify:
 		it.end = ending{err: fmt.Errorf("an earlier attempt may have had its effect, and the done-check cannot tell: %w", err)}
 		it.end.outcome = it.outcome(ledger.Unclear)

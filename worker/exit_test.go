@@ -59,9 +59,7 @@ func TestABodyThatEndsItsGoroutineIsAFailedAttempt(t *testing.T) {
 			w := begin(t, pool, newSet(t, j), worker.Config{Slots: 2})
 			eventuallyRow(t, pool, "all are done", `SELECT count(*) = 3 AND NOT EXISTS (SELECT FROM oncemore.message) FROM oncemore.ledger`)
 			mustStop(t, w)
-			if n := pool.Stat().AcquiredConns(); n != 0 {
-				t.Errorf("%d connections have not come back", n)
-			}
+			eventually(t, "all connections have come back", func() bool { return pool.Stat().AcquiredConns() == 0 })
 		})
 	}
 }

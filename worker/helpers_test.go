@@ -104,9 +104,9 @@ func mustStop(t testing.TB, r *running) {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("after 20 s: not yet: %s", what)
+			t.Fatalf("after a minute: not yet: %s", what)
 		}
 	}
 }
@@ -116,8 +116,8 @@ func within[T any](t testing.TB, what string, c <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-c:
-	case <-time.After(20 * time.Second):
-		t.Fatalf("after 20 s: not yet: %s", what)
+	case <-time.After(time.Minute):
+		t.Fatalf("after a minute: not yet: %s", what)
 	}
 	return v
 }

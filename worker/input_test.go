@@ -92,7 +92,7 @@ func TestI8OtherArgumentsForOpenWorkAreParkedAndNeverRun(t *testing.T) {
 	pool := pgtest.Pool(t)
 	var texts tally
 	g := newGate()
-	set := newSet(t, jobs.Job[note]{Effect: jobs.Keyed(time.Hour), Policy: jobs.Policy{Backoff: func(int) time.Duration { return 300 * time.Millisecond }},
+	set := newSet(t, jobs.Job[note]{Effect: jobs.Keyed(time.Hour), Policy: jobs.Policy{Backoff: func(int) time.Duration { return 2 * time.Second }},
 		Do: func(ctx context.Context, n note) error {
 			if texts.add(n.Text) == 1 {
 				if err := g.pass(ctx, n.Entity()); err != nil {

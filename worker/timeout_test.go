@@ -99,7 +99,7 @@ func TestABodyInATransactionThatIgnoresItsTimeoutLeavesNothing(t *testing.T) {
 	mustExec(t, pool, `CREATE TABLE effect (n int)`)
 	g := newGate()
 	var tries tally
-	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Timeout: 200 * time.Millisecond, Backoff: quickly}, DoTx: func(ctx context.Context, tx pgx.Tx, l letter) error {
+	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Timeout: 3 * time.Second, Backoff: quickly}, DoTx: func(ctx context.Context, tx pgx.Tx, l letter) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO effect VALUES ($1)`, l.N); err != nil {
 			return err
 		}

@@ -156,9 +156,9 @@ func run(t testing.TB, pool *pgxpool.Pool, set *jobs.Set, c worker.Config, until
 
 func await(t testing.TB, until func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !until(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !until(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("what was waited for did not happen within 30 seconds")
+			t.Fatal("what was waited for did not happen within a minute")
 		}
 	}
 }

@@ -100,7 +100,7 @@ func TestAShutdownLetsRequestsEndAndRefusesLaterOnes(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- s.keys.Close(t.Context()) }()
 	eventually(t, "later ones are refused", func() bool {
-		got := s.post("other", "tea")
+		got := s.post("k", "tea") // until then it is a twin
 		return got.said() == "503 unavailable" && got.header.Get("Retry-After") == "1"
 	})
 	close(on)
@@ -241,7 +241,7 @@ func TestAFailedTransactionIsNotAnsweredAsIfItWereDone(t *testing.T) {
 
 func TestAHandlerThatTakesTooLongIsRolledBack(t *testing.T) {
 	s := newShop(t)
-	s.guard(ledgerhttp.Operation{Timeout: 100 * time.Millisecond}, func(w http.ResponseWriter, r *http.Request) {
+	s.guard(ledgerhttp.Operation{Timeout: 2 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 		order(w, r)
 	})

@@ -61,7 +61,7 @@ func newShop(t *testing.T) *shop {
 // openShop is a server whose own connections are those of pool.
 func openShop(t *testing.T, own, pool *pgxpool.Pool) *shop {
 	t.Helper()
-	keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Scope: caller, Lease: time.Second, Log: quiet()})
+	keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Scope: caller, Lease: 3 * time.Second, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	queuetest.Run(t, func(t *testing.T) queue.Queue { return New().WithVisibility(300 * time.Millisecond) })
+	queuetest.Options{Bubble: true}.Run(t, func(t *testing.T) queue.Queue { return New().WithVisibility(300 * time.Millisecond) })
 }
 
 var hello = queue.Message{Type: "t", Items: []queue.Item{{Entity: "e", Args: json.RawMessage(`{}`)}}}

@@ -110,10 +110,10 @@ func oneHolder(s *suite) {
 }
 
 func extendKeeps(s *suite) {
-	s.send(msg("t", "e"))
 	s.timely(func() bool {
-		d := s.take1()
+		s.send(msg("t", "e"))
 		last := time.Now()
+		d := s.take1()
 		for end := time.Now().Add(2 * s.Visibility()); time.Now().Before(end); {
 			ctx, cancel := context.WithTimeout(s.Context(), s.Visibility()/4)
 			ds, err := s.Receive(ctx, 1, nil)
@@ -122,15 +122,13 @@ func extendKeeps(s *suite) {
 				s.Fatalf("Receive: %v", err)
 			}
 			if time.Since(last) >= s.Visibility() {
-				s.release(0, ds...)
-				s.release(0, d)
 				return false
 			}
 			if len(ds) > 0 {
 				s.Fatalf("received %s, which is held and extended", describe(ds))
 			}
-			s.held(d)
 			last = time.Now()
+			s.held(d)
 		}
 		s.ack(d)
 		return true
@@ -149,7 +147,6 @@ func extendReports(s *suite) {
 		s.ack(s.take1())
 		got := s.extend(ds...)
 		if time.Since(before) >= s.Visibility() {
-			s.ack(ds...)
 			return false
 		}
 		slices.Sort(got)

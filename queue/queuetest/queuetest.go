@@ -160,8 +160,21 @@ func (s *suite) timely(try func() bool) {
 		if try() {
 			return
 		}
+		s.drain()
 	}
 	s.Skip("this machine is too busy for a visibility timeout of ", s.Visibility())
+}
+
+// drain acknowledges all there is, and all that comes back.
+func (s *suite) drain() {
+	s.Helper()
+	for {
+		ds, _ := s.try(s.Visibility() + s.o.Delay)
+		if len(ds) == 0 {
+			return
+		}
+		s.ack(ds...)
+	}
 }
 
 // msg is a message of type t on one entity.

@@ -21,7 +21,7 @@ import (
 
 func TestALookWritesNothingAndIsBoundedInTime(t *testing.T) {
 	s := newScene(t)
-	err := admin.Read(t.Context(), s.pool, time.Second, func(tx pgx.Tx) error {
+	err := admin.Read(t.Context(), s.pool, 10*time.Second, func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), `DELETE FROM oncemore.ledger`)
 		return err
 	})
@@ -132,7 +132,7 @@ func TestWhatHasFailedIsListedWithItsLastErrorByTypeClassAndTime(t *testing.T) {
 	if list = s.opens(failed, admin.Filter{Type: "mail", Window: admin.Window{Until: list.Now.Add(-time.Hour)}}, admin.Page{Limit: 10}); !slices.Equal(names(list.Rows), []string{"a"}) {
 		t.Errorf("before the last hour: %+v", list)
 	}
-	err := admin.Read(t.Context(), s.pool, time.Second, func(tx pgx.Tx) error {
+	err := admin.Read(t.Context(), s.pool, 10*time.Second, func(tx pgx.Tx) error {
 		_, err := admin.Failed(t.Context(), tx, nil, admin.Filter{Type: "mial"}, admin.Page{Limit: 1})
 		return err
 	})
@@ -281,7 +281,7 @@ func TestParkedInputIsListedOncePerContentAndShownWithItsBody(t *testing.T) {
 	if len(first.Rows) != 1 || len(second.Rows) != 1 || first.Rows[0].ID <= second.Rows[0].ID || second.Next != "" {
 		t.Errorf("paged: %+v, %+v", first, second)
 	}
-	err = admin.Read(t.Context(), s.pool, time.Second, func(tx pgx.Tx) error {
+	err = admin.Read(t.Context(), s.pool, 10*time.Second, func(tx pgx.Tx) error {
 		_, err := admin.FindParked(t.Context(), tx, 4711)
 		return err
 	})
@@ -349,7 +349,7 @@ func TestAPlaceThatNoPageGaveOutIsRefused(t *testing.T) {
 			if after == "1:1" && name == "open" {
 				continue // which is one
 			}
-			err := admin.Read(t.Context(), s.pool, time.Second, func(tx pgx.Tx) error { return read(tx, admin.Page{After: after, Limit: 1}) })
+			err := admin.Read(t.Context(), s.pool, 10*time.Second, func(tx pgx.Tx) error { return read(tx, admin.Page{After: after, Limit: 1}) })
 			if !errors.Is(err, admin.ErrPage) {
 				t.Errorf("%s after %q: %v", name, after, err)
 			}
