@@ -337,7 +337,7 @@ func TestSQSWorkerProcess(t *testing.T) {
 func TestRetriesOfWorkFromSQSTravelThroughPostgres(t *testing.T) {
 	t.Parallel()
 	s := newSQSStage(t)
-	q := s.open(s.url, sqsqueue.Options{})
+	q := s.open(s.url, sqsqueue.Options{Visibility: time.Minute})
 	s.send(q, fuss{1, 2}, fuss{2, 0})
 	s.work(map[string]queue.Queue{"": q})
 	s.await("both are done", func() bool { return s.number(facts) == 2 })
@@ -354,7 +354,7 @@ func TestRetriesOfWorkFromSQSTravelThroughPostgres(t *testing.T) {
 func TestWhatNobodyCanWorkIsSetAsideAndGoneFromSQS(t *testing.T) {
 	t.Parallel()
 	s := newSQSStage(t)
-	q := s.open(s.url, sqsqueue.Options{Decode: func(r sqsqueue.Raw) (queue.Message, error) {
+	q := s.open(s.url, sqsqueue.Options{Visibility: time.Minute, Decode: func(r sqsqueue.Raw) (queue.Message, error) {
 		m, err := sqsqueue.Decode(r)
 		if m.Type == "junk" {
 			err = errors.New("junk")

@@ -19,6 +19,13 @@ type Standing struct {
 	// Settling: waiting, but not for an attempt that is due later, whose message comes then. It is
 	// too early to ask whether the last attempt had its effect, so who asks now asks again.
 	Settling bool
+
+	// Carry: the fact ends the matter for who asks, but the claim asks for more than the fact (it
+	// was forced, say, and the app recorded the work meanwhile). What carries that on may be the
+	// very message that asks: a claim is taken over by whatever message comes first.
+	Carry bool
+
+	Now time.Time // of the server, when it was looked at
 }
 
 // Look reads facts and claims of the wanted entities and decides on each. It writes
@@ -66,7 +73,12 @@ func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standin
 			Reason: Decide(t, w, f, o, now),
 			Fact:   f, Open: o,
 			Verify: MustVerify(t, o, now),
-			Sweep:  f != nil && o != nil && !o.Held() && f.Epoch >= o.Epoch && f.SourceVersion >= o.SourceVersion,
+			Now:    now,
+		}
+		if f != nil && o != nil {
+			outranked := f.Epoch >= o.Epoch && f.SourceVersion >= o.SourceVersion
+			st.Sweep = outranked && !o.Held()
+			st.Carry = !outranked && (st.Reason == Done || st.Reason == Conflict) && (o.Trouble == NoTrouble || o.Trouble == Retrying)
 		}
 		st.Settling = st.Reason == Waiting && !now.Before(o.NotBefore)
 		out[i] = st

@@ -83,8 +83,9 @@ func (l *life) outrun(it *item) {
 	if o := it.standing.Open; it.claim.Won && o != nil && o.Fence == it.claim.Fence {
 		// We have the claim, and somebody without one inserted the fact first, or is about to.
 		// Our body did not begin. A claim that a living worker holds would be in everybody's
-		// way, so it goes: swept when the fact is there, given back when it may yet not be.
-		if it.standing.Reason != ledger.Done {
+		// way, so it goes: swept when the fact is all that it stands for, given back when there is
+		// more to do, or the fact may yet not come.
+		if it.standing.Reason != ledger.Done || it.standing.Carry {
 			l.finish(it, ledger.Returned, nil) // its message comes again
 			return
 		}

@@ -49,6 +49,37 @@ SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, $1, '1', '{"
 	}
 }
 
+// A forced attempt failed, and its retry is carried by the message that had taken the claim
+// over: one that was not forced. The app records the work meanwhile, as it was wanted at
+// first. That satisfies the message, and not what was forced.
+func TestForcedWorkIsDoneThoughTheMessageThatCarriesItIsSatisfiedByLess(t *testing.T) {
+	t.Parallel()
+	for name, owner := range map[string]string{"it waits for its retry": "NULL", "its worker died": "dead.id"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			var runs tally
+			set := newSet(t, jobs.Job[letter]{Effect: jobs.Repeatable, Do: func(_ context.Context, l letter) error { runs.add(l.Entity()); return nil }})
+			w := newWorker(t, pool, set, worker.Config{}) // registers the job type
+			epoch := count(t, pool, `SELECT nextval('oncemore.epoch')`)
+			mustExec(t, pool, `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at) VALUES ('dead', now(), now()) RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, trouble, not_before, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), `+owner+`, CASE WHEN `+owner+` IS NULL THEN 'retrying' END, now() + interval '2 seconds', 0, $1, 0, 0, t.id, 2, '1', '{"n":1}'
+FROM dead, oncemore.job_type t WHERE t.name = 'letter'`, epoch)
+			mustExec(t, pool, `INSERT INTO oncemore.ledger (job_type, entity, fingerprint, attempts, evidence) SELECT id, '1', 0, 1, 'a' FROM oncemore.job_type WHERE name = 'letter'`)
+			enqueue(t, pgq(pool), letter{1}, letter{1})
+			r := runWorker(t, w)
+			eventuallyRow(t, pool, "what was forced is done, and nothing is left", `
+SELECT EXISTS (SELECT FROM oncemore.ledger WHERE epoch = $1) AND NOT EXISTS (SELECT FROM oncemore.claim) AND NOT EXISTS (SELECT FROM oncemore.message)`, epoch)
+			mustStop(t, r)
+			if n := runs.of("1"); n != 1 {
+				t.Errorf("its body ran %d times", n)
+			}
+		})
+	}
+}
+
 // The done-check finds done what is wanted anew: of a newer source, or forced. That is
 // recorded as what was wanted; else the message would come again for ever.
 func TestWhatIsFoundDoneIsRecordedUnderTheEpochThatWasAskedFor(t *testing.T) {

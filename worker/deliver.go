@@ -214,6 +214,11 @@ func (l *life) decode(ps []*parcel) []*item {
 func (l *life) decideIdle(it *item) {
 	st := &it.standing
 	it.end = ending{reason: st.Reason}
+	if st.Carry {
+		m := it.kind.carrier(st.Open)
+		m.Delay = max(time.Second, st.Open.NotBefore.Sub(st.Now)) // before that it would be no more than a duplicate
+		it.end.send = &m
+	}
 	switch st.Reason {
 	case ledger.Done:
 		return
@@ -231,9 +236,8 @@ func (l *life) decideIdle(it *item) {
 		it.end.outcome = it.outcome(ledger.Unclear)
 	}
 	if it.inbox.fifo && (st.Reason == ledger.Ongoing || st.Reason == ledger.Waiting) {
-		// The next of its group is not to overtake it. When it is due is the database's to say,
-		// so this clock only decides when to ask again.
-		it.end.hold = max(heldFor, min(time.Until(o.NotBefore), time.Minute))
+		// The next of its group is not to overtake it.
+		it.end.hold = max(heldFor, min(o.NotBefore.Sub(st.Now), time.Minute))
 		return
 	}
 	covered := o.Covers(it.want)
@@ -463,6 +467,11 @@ func (it *item) later(d time.Duration) *queue.Message {
 // heldFor is when a message comes again whose work is in other hands, or not due yet. A
 // queue lets it wait longer each time.
 const heldFor = time.Second
+
+// carrier is a message that asks for all that o stands for.
+func (k *kind) carrier(o *ledger.Open) queue.Message {
+	return queue.Message{Type: k.name, Items: []queue.Item{{Entity: o.Entity, Args: []byte(o.Args)}}, Run: o.Run, Epoch: o.Epoch, Priority: k.Priority}
+}
 
 // carryOn has the work tried again d later, by a message of its own. Of a FIFO queue the
 // message stays what it is, so that the rest of its group waits behind it until the work is

@@ -10,7 +10,6 @@ import (
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
-	"github.com/oncemore-jobs/oncemore/queue"
 )
 
 // recheck asks the done-checks again about what is in doubt: a provider that could not be
@@ -139,8 +138,7 @@ func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Ve
 		if v.Done {
 			return nil
 		}
-		return l.pg.Tx(tx).Send(ctx, queue.Message{Type: k.name, Run: o.Run, Epoch: o.Epoch, Priority: k.Priority,
-			Items: []queue.Item{{Entity: o.Entity, Args: []byte(o.Args)}}})
+		return l.pg.Tx(tx).Send(ctx, k.carrier(o))
 	})
 }
 

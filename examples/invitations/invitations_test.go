@@ -28,8 +28,14 @@ type town struct {
 
 func newTown(t *testing.T, events, invitees int) *town {
 	t.Helper()
+	return newSlowTown(t, events, invitees, 10*time.Millisecond)
+}
+
+// newSlowTown is one whose mail server takes so long until it can tell of a mail.
+func newSlowTown(t *testing.T, events, invitees int, settle time.Duration) *town {
+	t.Helper()
 	server, mailer := startServer(t)
-	mailer.Settle = 10 * time.Millisecond
+	mailer.Settle = settle
 	w := &town{db: pgtest.Pool(t), mail: server}
 	w.queue = pgqueue.New(w.db, "")
 	if err := Seed(t.Context(), w.db, events, invitees); err != nil {
@@ -156,7 +162,7 @@ func TestWhileNobodyCanTellAnInvitationIsInDoubtAndLaterItIsResolved(t *testing.
 	for _, mode := range []smtpd.Mode{smtpd.Drop, smtpd.Lose} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
-			w := newTown(t, 1, 3)
+			w := newSlowTown(t, 1, 3, 5*time.Second) // so that none is asked about before all three have ended
 			if err := w.mail.Set(smtpd.Behaviour{Mode: mode}); err != nil {
 				t.Fatal(err)
 			}

@@ -157,14 +157,14 @@ func TestADeadlineWhileTheServerIsSilentLeavesOpenWhetherTheMailArrived(t *testi
 			if err := s.Set(smtpd.Behaviour{Mode: tt.mode}); err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // within which it connects
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // within which it connects
 			defer cancel()
 			began := time.Now()
 			err := m.Send(ctx, invitation("b2"))
 			if err == nil || NotSent(err) || !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Send: %v; want an error that leaves it open and says that the deadline passed", err)
 			}
-			if took := time.Since(began); took > 3*time.Second {
+			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("Send came back only after %s", took)
 			}
 			if tt.arrives {
@@ -181,12 +181,12 @@ func TestADeadlineWhileTheServerIsSilentLeavesOpenWhetherTheMailArrived(t *testi
 
 func TestTheMailersOwnTimeoutBoundsASend(t *testing.T) {
 	s, m := startServer(t)
-	m.Timeout = 50 * time.Millisecond
+	m.Timeout = 2 * time.Second
 	if err := s.Set(smtpd.Behaviour{Mode: smtpd.Hang}); err != nil {
 		t.Fatal(err)
 	}
 	err := m.Send(t.Context(), invitation("c3"))
-	if err == nil || NotSent(err) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "50ms") {
+	if err == nil || NotSent(err) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "2s") {
 		t.Errorf("Send: %v", err)
 	}
 }

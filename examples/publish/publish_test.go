@@ -11,7 +11,7 @@ import (
 func TestMain(m *testing.M) { stagetest.Main(m, main) }
 
 func TestWhatExistsBeforeItsFirstLetterIsPublishedOnce(t *testing.T) {
-	pr, err := tell(t.Context(), stage.Options{DSN: pgtest.DSN(t), Out: t.Output()}, 12)
+	pr, err := tell(t.Context(), stage.Options{DSN: pgtest.DSN(t), Out: t.Output()}, 40)
 	if err != nil {
 		t.Fatal(err)
 	}

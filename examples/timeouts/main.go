@@ -124,7 +124,7 @@ const (
 	flatRate = 990
 	probes   = 1
 	openFor  = time.Second
-	patience = 200 * time.Millisecond // for an answer
+	patience = 500 * time.Millisecond // for an answer
 )
 
 // A provider is asked over HTTP.

@@ -177,10 +177,11 @@ func (p *proof) Write(w io.Writer) {
 func (p *proof) Check() error {
 	var c stage.Check
 	n, up, lesser, again, breaker := p.Parcels, p.Lines[0], p.Lines[1], p.Lines[2], p.Lines[3]
-	c.Is(up.Failed == n && up.Done == 0 && up.Calls == n && up.Attempts == n, "fail up: %+v", *up)
-	c.Is(lesser.Done == n && lesser.Guessed == n && lesser.Failed == 0 && lesser.Calls == n && lesser.Attempts == n, "degrade: %+v", *lesser)
+	// Calls are counted where they arrive: one that took all its time to get there is an attempt and no call.
+	c.Is(up.Failed == n && up.Done == 0 && up.Calls > 0 && up.Calls <= n && up.Attempts == n, "fail up: %+v", *up)
+	c.Is(lesser.Done == n && lesser.Guessed == n && lesser.Failed == 0 && lesser.Calls <= n && lesser.Attempts == n, "degrade: %+v", *lesser)
 	c.Is(p.Notes == int(n), "%d of %d lesser successes were noted", p.Notes, n)
-	c.Is(again.Done == n && again.Guessed == 0 && again.Failed == 0 && again.Calls >= 2*n && again.Attempts == again.Calls+n, "retry: %+v", *again)
+	c.Is(again.Done == n && again.Guessed == 0 && again.Failed == 0 && again.Calls > n && again.Attempts >= again.Calls+n, "retry: %+v", *again)
 	c.Is(breaker.Done == n && breaker.Guessed == 0 && breaker.Failed == 0, "by breaker: %+v", *breaker)
 	// Calls are those that tripped it, and then one now and then, to see whether it may close.
 	c.Is(breaker.Calls > 0 && 2*breaker.Calls < again.Calls, "by breaker %d calls were made, and %d without", breaker.Calls, again.Calls)

@@ -152,6 +152,7 @@ const plannedSQL = `SELECT planned_at IS NOT NULL FROM oncemore.run WHERE id = $
 const (
 	// What is held back is not to be seen for a century.
 	restsSQL   = `SELECT NOT EXISTS (SELECT FROM oncemore.message WHERE run = $1 AND type = 'backfill_account' AND visible_at < now() + interval '50 years')`
+	seenSQL    = `SELECT starts_with(waits, 'paused: ') OR ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`
 	effectsSQL = `SELECT count(*) FROM live.effect`
 )
 
@@ -159,6 +160,10 @@ const (
 // resumes it.
 func (t *tale) pause(ctx context.Context) error {
 	if _, err := t.Operator().Pause(ctx, t.run, "a release goes out"); err != nil {
+		return err
+	}
+	// A visit that was under way may still send.
+	if err := t.Await(ctx, "a visit has seen the pause", seenSQL, t.run); err != nil {
 		return err
 	}
 	if err := t.Await(ctx, "what was on its way is done", restsSQL, t.run); err != nil {

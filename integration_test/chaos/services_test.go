@@ -5,6 +5,7 @@ package chaos_test
 import (
 	"slices"
 	"testing"
+	"time"
 )
 
 // Two services share a database and its queue, and have no job type in common. One of them
@@ -22,14 +23,14 @@ func TestTwoServicesOnOneQueueTakeOnlyTheirOwn(t *testing.T) {
 	l.send(t, pool, "repeatable", work{N: n + 1, How: "fail"})
 	l.fanOut(t, pool, n+2, 2*n)
 
-	a := service{Database: dsn, World: w, Types: mine}.start(t)
+	a := service{Database: dsn, World: w, Types: mine, Lease: 15 * time.Second, Visibility: 5 * time.Second}.start(t)
 	untouched := `SELECT coalesce(sum(hashtextextended(format('%s %s %s', m.ctid, m.xmin, m), 0)), 0)::text FROM oncemore.message m WHERE type = ANY ($1)`
 	before := ask[string](t, pool, untouched, theirs)
 	awaitRow(t, pool, "one service has no messages left", `SELECT NOT EXISTS (SELECT FROM oncemore.message WHERE type = ANY ($1))`, mine)
 	if ask[string](t, pool, untouched, theirs) != before {
 		t.Error("a service touched messages of types that it does not know")
 	}
-	b := service{Database: dsn, World: w, Types: theirs}.start(t)
+	b := service{Database: dsn, World: w, Types: theirs, Lease: 15 * time.Second, Visibility: 5 * time.Second}.start(t)
 	awaitSettled(t, pool)
 	if n := ask[int](t, pool, `SELECT count(*) FROM oncemore.parked`); n != 0 {
 		t.Errorf("%d messages were parked", n)

@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
@@ -130,6 +131,7 @@ func (m *machine) receiveAs(t *rapid.T, p *process) {
 			it.e, it.want = m.read(t, d.Epoch, raw)
 			p.items = append(p.items, it)
 			m.look(t, it)
+			it.raise(m, t)
 			if !it.standing.Reason.Run() {
 				p.idle(it)
 				idle = append(idle, it)
@@ -150,14 +152,34 @@ func (m *machine) look(t *rapid.T, it *item) {
 	}
 }
 
+// raise brings work up to the newest source that the ledger knows of.
+func (it *item) raise(m *machine, t *rapid.T) {
+	newest := it.want.SourceVersion
+	if f := it.standing.Fact; f != nil {
+		newest = max(newest, f.SourceVersion)
+	}
+	if o := it.standing.Open; o != nil {
+		newest = max(newest, o.SourceVersion)
+	}
+	if newest == it.want.SourceVersion || !it.standing.Reason.Run() {
+		return
+	}
+	raw, err := jobs.AtSource(it.raw, newest)
+	m.ok(t, err)
+	it.raw, it.want.SourceVersion = raw, newest
+}
+
 // idle says how an item ends that is not to run.
 func (p *process) idle(it *item) {
 	st := &it.standing
 	it.end = ending{}
+	o := st.Open
+	if st.Carry {
+		it.end.send = &queue.Message{Type: it.e.Name, Items: []queue.Item{{Entity: o.Entity, Args: json.RawMessage(o.Args)}}, Epoch: o.Epoch, Delay: time.Minute}
+	}
 	if st.Reason == ledger.Done {
 		return
 	}
-	o := st.Open
 	news := st.Reason == ledger.InDoubt && o.Trouble != ledger.Doubtful
 	if news {
 		it.end.outcome = it.outcome(ledger.Unclear)
@@ -311,7 +333,7 @@ func (p *process) outrun(t *rapid.T, it *item) {
 	p.look(t, it)
 	o := it.standing.Open
 	switch held := it.claim.Won && o != nil && o.Fence == it.claim.Fence; {
-	case held && it.standing.Reason == ledger.Done: // somebody without a claim was faster
+	case held && it.standing.Reason == ledger.Done && !it.standing.Carry: // somebody without a claim was faster
 		p.ok(t, p.ledger.Sweep(p.ctx, &it.e.Type, []*ledger.Open{o}))
 		it.e.open = nil
 		it.end = ending{}

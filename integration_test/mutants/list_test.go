@@ -33,6 +33,12 @@ UPDATE oncemore.claim c`,
 		new:   `		ended := time.Time{}`,
 		tests: "./worker WhatFailedIsNotAskedAbout",
 	}, {
+		lacks: "the message of a claim that asks for more than the fact",
+		file:  "worker/deliver.go",
+		old:   `	if st.Carry {`,
+		new:   `	if false {`,
+		tests: "./worker SatisfiedByLess",
+	}, {
 		lacks: "the fence in a takeover",
 		file:  "ledger/claim.go",
 		old:   `WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen FOR UPDATE SKIP LOCKED) c`,

