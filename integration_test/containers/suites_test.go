@@ -18,7 +18,7 @@ type suite struct {
 	packages  []string
 }
 
-// The slice of `make test-containers`. TEST_WHOLE=1 runs the whole packages.
+// The slice that is run for each change. TEST_WHOLE=1 runs the whole packages.
 var suites = []suite{
 	{"conformance", "^TestConformance$|Peer|Endpoint", []string{"./queue/pgqueue", "./queue/sqsqueue"}},
 	{"invariants", "^TestI[0-9]", []string{"./ledger", "./worker", "./worker/admin", "./integration_test/matrix", "./integration_test/model"}},
