@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -70,7 +71,7 @@ func timeRequests(ctx context.Context, o *options, db string, pool *pgxpool.Pool
 	defer func() { err = errors.Join(err, server.Close()); <-served }()
 
 	url := "http://" + listener.Addr().String() + "/orders"
-	if err := knock(ctx, url, "warm", doorWarmUp); err != nil {
+	if err := knock(ctx, url, doorWarmUp); err != nil {
 		return sample{}, err
 	}
 	if o.profiles != "" {
@@ -85,7 +86,7 @@ func timeRequests(ctx context.Context, o *options, db string, pool *pgxpool.Pool
 		defer pprof.StopCPUProfile()
 	}
 	start := time.Now()
-	if err := knock(ctx, url, "k", n); err != nil {
+	if err := knock(ctx, url, n); err != nil {
 		return sample{}, err
 	}
 	took := time.Since(start)
@@ -119,8 +120,9 @@ func order(w http.ResponseWriter, r *http.Request, tx pgx.Tx) error {
 	return err
 }
 
-// knock sends n requests, each with a key of its own, doorClients at a time.
-func knock(ctx context.Context, url, name string, n int) error {
+// knock sends n requests, doorClients at a time, each with a key of its own, drawn at random as
+// clients are told to: so neighbours in time are none in the index.
+func knock(ctx context.Context, url string, n int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: doorClients}}
@@ -130,7 +132,7 @@ func knock(ctx context.Context, url, name string, n int) error {
 	for range doorClients {
 		clients.Go(func() {
 			for i := next.Add(1); i <= int64(n) && ctx.Err() == nil; i = next.Add(1) {
-				if err := knockOnce(ctx, client, url, fmt.Sprintf("8e03978e-40d5-43e8-%s-%012d", name, i)); err != nil {
+				if err := knockOnce(ctx, client, url, rand.Text()); err != nil {
 					cancel(err)
 				}
 			}

@@ -7,7 +7,6 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
@@ -131,7 +130,7 @@ func (m *machine) receiveAs(t *rapid.T, p *process) {
 			it.e, it.want = m.read(t, d.Epoch, raw)
 			p.items = append(p.items, it)
 			m.look(t, it)
-			it.raise(m, t)
+			it.raise()
 			if !it.standing.Reason.Run() {
 				p.idle(it)
 				idle = append(idle, it)
@@ -153,7 +152,7 @@ func (m *machine) look(t *rapid.T, it *item) {
 }
 
 // raise brings work up to the newest source that the ledger knows of.
-func (it *item) raise(m *machine, t *rapid.T) {
+func (it *item) raise() {
 	newest := it.want.SourceVersion
 	if f := it.standing.Fact; f != nil {
 		newest = max(newest, f.SourceVersion)
@@ -164,9 +163,7 @@ func (it *item) raise(m *machine, t *rapid.T) {
 	if newest == it.want.SourceVersion || !it.standing.Reason.Run() {
 		return
 	}
-	raw, err := jobs.AtSource(it.raw, newest)
-	m.ok(t, err)
-	it.raw, it.want.SourceVersion = raw, newest
+	it.raw, it.want.SourceVersion = fmt.Appendf(nil, `{"source_version":%d}`, newest), newest
 }
 
 // idle says how an item ends that is not to run.
