@@ -69,8 +69,9 @@ func (at *attempt) persist(record func(context.Context) error) error {
 	at.running.Add(1) // this request is counted still, so nobody has done waiting
 	go func() {
 		defer at.running.Done()
-		defer at.drop(at.hand)
-		recorded <- at.untilRecorded(record)
+		err := at.untilRecorded(record)
+		at.drop(at.hand) // first: whoever is answered may ask again at once, and must not meet itself
+		recorded <- err
 	}()
 	patience := time.NewTimer(recordTime)
 	defer patience.Stop()
