@@ -28,6 +28,18 @@ type Standing struct {
 	Now time.Time // of the server, when it was looked at
 }
 
+// Newest is the highest source version among those of w, of its fact and of its claim.
+func (st *Standing) Newest(w Want) int64 {
+	newest := w.SourceVersion
+	if st.Fact != nil {
+		newest = max(newest, st.Fact.SourceVersion)
+	}
+	if st.Open != nil {
+		newest = max(newest, st.Open.SourceVersion)
+	}
+	return newest
+}
+
 // Look reads facts and claims of the wanted entities and decides on each. It writes
 // nothing, and costs one indexed read shared by all of ws. The answers are those of
 // one moment: only a claim makes one binding, except for Done, which is for ever.

@@ -117,13 +117,7 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 // the newer nor say in the fact that it did. The arguments differ in nothing else, else it
 // were a conflict.
 func (it *item) raise() {
-	newest := it.want.SourceVersion
-	if f := it.standing.Fact; f != nil {
-		newest = max(newest, f.SourceVersion)
-	}
-	if o := it.standing.Open; o != nil {
-		newest = max(newest, o.SourceVersion)
-	}
+	newest := it.standing.Newest(it.want)
 	if newest == it.want.SourceVersion || !it.standing.Reason.Run() {
 		return
 	}

@@ -153,13 +153,7 @@ func (m *machine) look(t *rapid.T, it *item) {
 
 // raise brings work up to the newest source that the ledger knows of.
 func (it *item) raise() {
-	newest := it.want.SourceVersion
-	if f := it.standing.Fact; f != nil {
-		newest = max(newest, f.SourceVersion)
-	}
-	if o := it.standing.Open; o != nil {
-		newest = max(newest, o.SourceVersion)
-	}
+	newest := it.standing.Newest(it.want)
 	if newest == it.want.SourceVersion || !it.standing.Reason.Run() {
 		return
 	}

@@ -346,38 +346,34 @@ func TestWhatIsPlannedIsDone(t *testing.T) {
 		if err != nil {
 			r.Fatal(err)
 		}
-		watch := &admin.Watch{Pool: w.pool, Run: opened.Run}
-		for limit := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			run, _, err := watch.Look(t.Context())
-			if err != nil {
-				r.Fatal(err)
-			}
-			// What had failed after an attempt whose effect is not known, the class may have put in doubt.
-			if run.State.Over() && run.Done+run.InDoubt == run.Items && run.InDoubt <= run.Seen.Picked[ledger.Failed] && (run.InDoubt == 0) == (run.State == admin.Complete) {
-				return
-			}
-			if run.State.Over() || time.Now().After(limit) {
-				r.Fatalf("%s, %s: %s; %s; %+v", jobType, s, run.State, run.Words(), run.Seen)
-			}
+		run := w.until(r, opened.Run, "over", func(run *admin.Run) bool { return run.State.Over() })
+		// What had failed after an attempt whose effect is not known, the class may have put in doubt.
+		if run.Done+run.InDoubt != run.Items || run.InDoubt > run.Seen.Picked[ledger.Failed] || (run.InDoubt == 0) != (run.State == admin.Complete) {
+			r.Fatalf("%s, %s: %s; %s; %+v", jobType, s, run.State, run.Words(), run.Seen)
 		}
 	})
 }
 
-// plan waits for the plan of a run, and returns its entities with their reasons.
-func (w *world) plan(r rapid.TB, id int64) (sealed []string, run *admin.Run) {
+// until looks at a run until it is as wanted.
+func (w *world) until(r rapid.TB, id int64, what string, is func(*admin.Run) bool) *admin.Run {
 	watch := &admin.Watch{Pool: w.pool, Run: id}
 	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		var err error
-		if run, _, err = watch.Look(w.T.Context()); err != nil {
+		run, _, err := watch.Look(w.T.Context())
+		if err != nil {
 			r.Fatal(err)
 		}
-		if run.PlannedAt != nil {
-			break
+		if is(run) {
+			return run
 		}
 		if time.Now().After(limit) {
-			r.Fatalf("not planned within 20 s: %+v", run)
+			r.Fatalf("not %s within 20 s: %s; %+v", what, run.Words(), run)
 		}
 	}
+}
+
+// plan waits for the plan of a run, and returns its entities with their reasons.
+func (w *world) plan(r rapid.TB, id int64) (sealed []string, run *admin.Run) {
+	run = w.until(r, id, "planned", func(run *admin.Run) bool { return run.PlannedAt != nil })
 	err := w.pool.QueryRow(w.T.Context(), `
 SELECT coalesce(array_agg(e.entity || ' ' || p.reasons[e.n]), '{}')
 FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) WITH ORDINALITY AS e(entity, n) WHERE p.run = $1`, id).Scan(&sealed)
@@ -425,17 +421,8 @@ VALUES ((SELECT id FROM oncemore.job_type WHERE name = 'charged'), 'a', 1, now()
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch := &admin.Watch{Pool: w.pool, Run: opened.Run}
-	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		run, _, err := watch.Look(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if run.State == admin.Complete && run.Done == 1 {
-			return
-		}
-		if run.State.Over() || time.Now().After(limit) {
-			t.Fatalf("%s; %s; %+v", run.State, run.Words(), run.Seen)
-		}
+	run := w.until(t, opened.Run, "over", func(run *admin.Run) bool { return run.State.Over() })
+	if run.State != admin.Complete || run.Done != 1 {
+		t.Fatalf("%s; %s; %+v", run.State, run.Words(), run.Seen)
 	}
 }
