@@ -69,7 +69,7 @@ func TestAFileIsReplacedAsAWholeAndNamesAreEscaped(t *testing.T) {
 		if err := os.WriteFile(path, []byte("an old file that is read"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := generate(d, path); err != nil {
+		if err := generate(d, Generate{path, 5_000_001}); err != nil {
 			t.Fatal(err)
 		}
 		text, err := os.ReadFile(path)
@@ -84,6 +84,26 @@ func TestAFileIsReplacedAsAWholeAndNamesAreEscaped(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// Not all machines get a new release at once.
+func TestAWorkerWithOlderDataLeavesTheFileToOthers(t *testing.T) {
+	d, path := isoCodes(filepath.Join(t.TempDir(), "share")), filepath.Join(t.TempDir(), "countries.en.html")
+	if err := d.copyFrom(data(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.addCountry(5_000_001); err != nil {
+		t.Fatal(err)
+	}
+	if err := generate(d, Generate{path, 5_001_000}); err == nil || !strings.Contains(err.Error(), "5000001 is installed here") {
+		t.Errorf("it generates: %v", err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("there is a file")
+	}
+	if err := generate(d, Generate{path, 5_000_000}); err != nil {
+		t.Errorf("from later data: %v", err)
 	}
 }
 

@@ -41,21 +41,25 @@ var files = []string{"countries.en.html", "countries.fr.html", "Countries.en.cs"
 func Jobs(d isoCodes) []jobs.Definition {
 	return []jobs.Definition{
 		jobs.Job[Generate]{
-			Do:     func(_ context.Context, g Generate) error { return generate(d, g.Path) },
+			Do:     func(_ context.Context, g Generate) error { return generate(d, g) },
 			Effect: jobs.Repeatable, // the same file again
 		},
 	}
 }
 
-// generate makes the file from the data as it is now.
-func generate(d isoCodes, path string) error {
-	parts := strings.Split(filepath.Base(path), ".")
+// generate makes the file from the data as it is now, which may be of a later release than was
+// asked for, and not of an earlier one: the fact would say of an old file that it is new.
+func generate(d isoCodes, g Generate) error {
+	path, parts := g.Path, strings.Split(filepath.Base(g.Path), ".")
 	if len(parts) != 3 {
 		return jobs.Permanent(fmt.Errorf("%s: a file is called name.language.format", path))
 	}
-	version, _, err := d.release()
-	if err != nil {
+	version, release, err := d.release()
+	switch {
+	case err != nil:
 		return err
+	case release < g.Release: // a retry, here or on another machine, finds the data installed
+		return fmt.Errorf("%s: release %d of iso-codes is asked for, and %d is installed here", path, g.Release, release)
 	}
 	list, err := d.countries(parts[1])
 	if err != nil {
@@ -105,7 +109,15 @@ func replace(path string, text []byte) error {
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return folder.Sync() // which has the file's new name
 }
 
 var formats = map[string]*template.Template{

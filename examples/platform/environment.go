@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -22,8 +23,8 @@ type settings struct {
 
 // fromEnvironment reads the settings. There is one way: the variables that the libraries below
 // read for themselves (DATABASE_URL or PG*, AWS_*), and SQS_QUEUE_URL. A platform that says it in
-// a document has it said in these variables first. What is set already stays as it is, so that
-// whoever runs the program has the last word.
+// a document has it said in these variables first, but for a service that a variable names
+// already: whoever sets one has the last word on it.
 func fromEnvironment() (settings, error) {
 	if document := os.Getenv("VCAP_SERVICES"); document != "" {
 		variables, err := bound(document)
@@ -31,14 +32,12 @@ func fromEnvironment() (settings, error) {
 			return settings{}, fmt.Errorf("read VCAP_SERVICES: %w", err)
 		}
 		for name, value := range variables {
-			if os.Getenv(name) == "" {
-				if err := os.Setenv(name, value); err != nil {
-					return settings{}, fmt.Errorf("set %s: %w", name, err)
-				}
+			if err := os.Setenv(name, value); err != nil {
+				return settings{}, fmt.Errorf("set %s: %w", name, err)
 			}
 		}
 	}
-	if os.Getenv("DATABASE_URL") == "" && os.Getenv("PGHOST") == "" && os.Getenv("PGSERVICE") == "" {
+	if !slices.ContainsFunc(database.names, isSet) {
 		return settings{}, errors.New("no database is named: set DATABASE_URL, or PGHOST and its kin, or bind a service of PostgreSQL")
 	}
 	db, err := pgxpool.ParseConfig(os.Getenv("DATABASE_URL")) // what that does not say is read from PG*
@@ -46,6 +45,28 @@ func fromEnvironment() (settings, error) {
 		return settings{}, fmt.Errorf("read the database's address: %w", err) // pgx leaves the password out
 	}
 	return settings{Database: db, Queue: os.Getenv("SQS_QUEUE_URL")}, nil
+}
+
+// A group is of variables that say one thing together, so one place says them all: a password
+// from the document has no business at an address from a variable.
+type group struct{ names, others []string }
+
+var (
+	database = group{[]string{"DATABASE_URL", "PGHOST", "PGSERVICE"}, []string{"PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD"}}
+	sqs      = group{[]string{"SQS_QUEUE_URL"}, []string{"AWS_ENDPOINT_URL_SQS", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}}
+)
+
+func isSet(name string) bool { return os.Getenv(name) != "" }
+
+// free tells whether the document is to say it.
+func (g group) free() (bool, error) {
+	if slices.ContainsFunc(g.names, isSet) {
+		return false, nil
+	}
+	if i := slices.IndexFunc(g.others, isSet); i >= 0 {
+		return false, fmt.Errorf("%s is set, but not %s: set all that the service needs, or nothing of it", g.others[i], strings.Join(g.names, " or "))
+	}
+	return true, nil
 }
 
 // A service is one that Cloud Foundry has bound to the application. Its credentials are what its
@@ -70,25 +91,36 @@ type service struct {
 	} `json:"credentials"`
 }
 
-// bound says in variables what the document says of a database and of a queue.
+// bound says in variables what the document says of a database and of a queue that no variable
+// names.
 func bound(document string) (map[string]string, error) {
 	var labels map[string][]service
 	if err := json.Unmarshal([]byte(document), &labels); err != nil {
 		return nil, errors.New("it is not the JSON of bound services") // the error may quote a password
 	}
-	variables, by := map[string]string{}, map[string]string{}
-	set := func(s service, name, value string) error {
-		if other, ok := by[name]; ok && value != variables[name] {
-			return fmt.Errorf("services %q and %q both give %s: set it yourself", min(other, s.Name), max(other, s.Name), name)
+	type offer struct {
+		by   string
+		says map[string]string
+	}
+	variables, offers := map[string]string{}, map[string]offer{}
+	give := func(g group, s service, says map[string]string) error {
+		free, err := g.free()
+		if !free {
+			return err
 		}
-		variables[name], by[name] = value, s.Name
+		name := g.names[0]
+		if other, ok := offers[name]; ok && !maps.Equal(says, other.says) {
+			return fmt.Errorf("services %q and %q both give %s: set it yourself", min(other.by, s.Name), max(other.by, s.Name), name)
+		}
+		offers[name] = offer{s.Name, says}
+		maps.Copy(variables, says)
 		return nil
 	}
 	for _, services := range labels {
 		for _, s := range services {
 			var errs []error
 			if address := s.postgres(); address != "" {
-				errs = append(errs, set(s, "DATABASE_URL", address))
+				errs = append(errs, give(database, s, map[string]string{"DATABASE_URL": address}))
 			}
 			if c := s.Credentials; c.QueueURL != "" {
 				u, err := url.Parse(c.QueueURL)
@@ -96,8 +128,8 @@ func bound(document string) (map[string]string, error) {
 					return nil, fmt.Errorf("service %q: queue_url is no URL", s.Name)
 				}
 				endpoint := url.URL{Scheme: u.Scheme, Host: u.Host} // the queue's URL says where SQS is
-				errs = append(errs, set(s, "SQS_QUEUE_URL", c.QueueURL), set(s, "AWS_ENDPOINT_URL_SQS", endpoint.String()),
-					set(s, "AWS_REGION", c.Region), set(s, "AWS_ACCESS_KEY_ID", c.AccessKeyID), set(s, "AWS_SECRET_ACCESS_KEY", c.SecretAccessKey))
+				errs = append(errs, give(sqs, s, map[string]string{"SQS_QUEUE_URL": c.QueueURL, "AWS_ENDPOINT_URL_SQS": endpoint.String(),
+					"AWS_REGION": c.Region, "AWS_ACCESS_KEY_ID": c.AccessKeyID, "AWS_SECRET_ACCESS_KEY": c.SecretAccessKey}))
 			}
 			if err := errors.Join(errs...); err != nil {
 				return nil, err

@@ -3,6 +3,7 @@ package main
 import (
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +64,7 @@ func TestADocumentIsSaidInVariables(t *testing.T) {
 			map[string]string{"SQS_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/1/q", "AWS_ENDPOINT_URL_SQS": "https://sqs.eu-west-1.amazonaws.com",
 				"AWS_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "S"}},
 	} {
+		nothing(t)
 		got, err := bound(test.document)
 		if err != nil || !maps.Equal(got, test.want) {
 			t.Errorf("%s: %v, %v", test.what, got, err)
@@ -108,9 +110,75 @@ func TestWhoeverRunsTheProgramHasTheLastWord(t *testing.T) {
 	}
 }
 
+// A password of one service beside the address of another is a program that does not start, or
+// works in the wrong place.
+func TestAServiceIsNamedByVariablesOrByTheDocumentAndNotByHalfOfEach(t *testing.T) {
+	const document = `{"pg": [{"name": "db", "credentials": {"uri": "postgres://u:p@bound/d"}}],
+		"sqs": [{"name": "q", "credentials": {"queue_url": "https://sqs.bound/1/q", "region": "bound", "access_key_id": "bound", "secret_access_key": "bound"}}]}`
+	for _, set := range []map[string]string{
+		{"PGHOST": "said"},
+		{"PGHOST": "said", "PGUSER": "said", "PGPASSWORD": "said"},
+		{"DATABASE_URL": "postgres://said:said@said/said"},
+		{"SQS_QUEUE_URL": "https://sqs.said/1/q"},
+		{"SQS_QUEUE_URL": "https://sqs.said/1/q", "AWS_ACCESS_KEY_ID": "said", "AWS_SECRET_ACCESS_KEY": "said"},
+		{"SQS_QUEUE_URL": "https://sqs.said/1/q", "DATABASE_URL": "postgres://said:said@said/said"},
+	} {
+		nothing(t)
+		t.Setenv("VCAP_SERVICES", document)
+		for name, value := range set {
+			t.Setenv(name, value)
+		}
+		is, err := fromEnvironment()
+		if err != nil {
+			t.Errorf("%v: %v", set, err)
+			continue
+		}
+		database, queue := "bound", "bound"
+		if set["PGHOST"] != "" || set["DATABASE_URL"] != "" {
+			database = "said"
+		}
+		if set["SQS_QUEUE_URL"] != "" {
+			queue = "said"
+		}
+		if host := is.Database.ConnConfig.Host; host != database {
+			t.Errorf("%v: the database is at %s", set, host)
+		}
+		for _, name := range slices.Concat(sqs.names, sqs.others) {
+			if value := os.Getenv(name); queue == "said" && value != set[name] || queue == "bound" && name != "AWS_SESSION_TOKEN" && !strings.Contains(value, "bound") {
+				t.Errorf("%v: %s is %s", set, name, value)
+			}
+		}
+	}
+}
+
+// A key without a queue, and a queue that is bound: nobody knows whether they belong together.
+func TestAServiceThatIsHalfNamedIsAMistake(t *testing.T) {
+	for _, name := range slices.Concat(database.others, sqs.others) {
+		nothing(t)
+		t.Setenv("VCAP_SERVICES", `{"pg": [{"name": "db", "credentials": {"uri": "postgres://u:p@bound/d"}}], "sqs": [{"name": "q", "credentials": {"queue_url": "https://sqs.bound/1/q"}}]}`)
+		t.Setenv(name, "said")
+		if _, err := fromEnvironment(); err == nil || !strings.Contains(err.Error(), name+" is set") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What is wrong with a service that nobody asks for is nobody's mistake.
+func TestOfTwoDatabasesThatAreBoundTheVariableChooses(t *testing.T) {
+	nothing(t)
+	t.Setenv("VCAP_SERVICES", `{"pg": [{"name": "b", "credentials": {"uri": "postgres://u:p@h/d"}}, {"name": "a", "credentials": {"uri": "postgres://u:p@h/e"}}]}`)
+	if _, err := fromEnvironment(); err == nil || !strings.Contains(err.Error(), "set it yourself") {
+		t.Fatal(err)
+	}
+	t.Setenv("DATABASE_URL", "postgres://u:p@said/d")
+	if is, err := fromEnvironment(); err != nil || is.Database.ConnConfig.Host != "said" {
+		t.Errorf("%+v, %v", is, err)
+	}
+}
+
 // nothing is an environment that says nothing, until the test ends.
 func nothing(t *testing.T) {
-	for _, name := range []string{"VCAP_SERVICES", "DATABASE_URL", "PGHOST", "PGSERVICE", "SQS_QUEUE_URL", "AWS_ENDPOINT_URL_SQS", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
+	for _, name := range slices.Concat([]string{"VCAP_SERVICES"}, database.names, database.others, sqs.names, sqs.others) {
 		t.Setenv(name, "")
 		os.Unsetenv(name)
 	}

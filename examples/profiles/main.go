@@ -3,9 +3,9 @@
 //
 //	go run ./examples/profiles
 //
-// plays the whole story on a private PostgreSQL (or the database that DATABASE_URL names)
-// and prints its proof, counted from the tables. With arguments it is the program of an
-// application that has this job, with all the commands, as docs/backfills.md uses it:
+// plays the whole story on a private PostgreSQL (or the database that EXAMPLES_DATABASE_URL
+// names) and prints its proof, counted from the tables. With arguments it is the program of
+// an application that has this job, with all the commands, as docs/backfills.md uses it:
 //
 //	go run ./examples/profiles seed 100000
 //	go run ./examples/profiles work

@@ -26,7 +26,8 @@ import (
 const schema = `
 CREATE SCHEMA IF NOT EXISTS signup;
 CREATE TABLE IF NOT EXISTS signup.session (
-    id      text PRIMARY KEY,
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- its public name
+    secret  text NOT NULL UNIQUE,                            -- the cookie: who has it is in the session
     ends_at timestamptz NOT NULL DEFAULT clock_timestamp() + interval '30 minutes'
 );
 CREATE TABLE IF NOT EXISTS signup.users (
@@ -70,21 +71,22 @@ type page struct{ Session, RequestID string }
 // form begins a session, and makes an id for the request that the form will be.
 func (a *app) form(w http.ResponseWriter, r *http.Request) {
 	p := page{rand.Text(), rand.Text()}
-	if _, err := a.db.Exec(r.Context(), `/* signup: begin session */ INSERT INTO signup.session (id) VALUES ($1)`, p.Session); err != nil {
+	if _, err := a.db.Exec(r.Context(), `/* signup: begin session */ INSERT INTO signup.session (secret) VALUES ($1)`, p.Session); err != nil {
 		http.Error(w, "try again", http.StatusInternalServerError)
 		return
 	}
 	_ = json.NewEncoder(w).Encode(p)
 }
 
-// session tells whose the request is. It is part of the request id's identity, so an id means
-// nothing in another session, and nothing any more when its own is over.
+// session tells whose the request is: the session's number, for the fact shows it for ever, and
+// the cookie is a secret. It is part of the request id's identity, so an id means nothing in
+// another session, and nothing any more when its own is over.
 func (a *app) session(r *http.Request) (id string, err error) {
 	cookie, err := r.Cookie("session")
 	if err != nil {
 		return "", err
 	}
-	err = a.db.QueryRow(r.Context(), `SELECT id FROM signup.session WHERE id = $1 AND ends_at > clock_timestamp()`, cookie.Value).Scan(&id)
+	err = a.db.QueryRow(r.Context(), `SELECT id::text FROM signup.session WHERE secret = $1 AND ends_at > clock_timestamp()`, cookie.Value).Scan(&id)
 	return id, err
 }
 

@@ -37,6 +37,7 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 		"two accounts for an address":     func(p *proof) { p.NewSession.status = 201 },
 		"one user twice":                  func(p *proof) { p.Users++ },
 		"the handler run again":           func(p *proof) { p.Ran++ },
+		"a cookie in the ledger":          func(p *proof) { p.Shown++ },
 		"a request not recorded":          func(p *proof) { p.Facts-- },
 	})
 }

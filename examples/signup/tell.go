@@ -77,6 +77,7 @@ type proof struct {
 	Ran        int64 // the handler
 	Users      int64 // of this play
 	Facts      int64 // requests that were done, of its sessions
+	Shown      int64 // of them, those whose entity shows a cookie
 
 	Repeated   answer   // the first two answers were lost
 	Double     []answer // of one click, that was eight
@@ -115,7 +116,7 @@ func tell(ctx context.Context, o stage.Options) (_ *proof, err error) {
 			return nil, fmt.Errorf("open the form: %w", err)
 		}
 	}
-	at := "@" + strings.ToLower(pages[0].Session) + ".example"
+	at := "@" + strings.ToLower(pages[0].RequestID) + ".example"
 	ada, ben, cleo := user{"Ada", "ada" + at}, user{"Ben", "ben" + at}, user{"Cleo", "cleo" + at}
 
 	pr := &proof{}
@@ -134,7 +135,7 @@ func tell(ctx context.Context, o stage.Options) (_ *proof, err error) {
 	}
 	s.Say("Under Ben's request id comes another body: %d.", pr.OtherBody.status)
 
-	if _, err = s.DB.Exec(ctx, `/* signup: end session */ UPDATE signup.session SET ends_at = clock_timestamp() WHERE id = $1`, pages[0].Session); err != nil {
+	if _, err = s.DB.Exec(ctx, `/* signup: end session */ UPDATE signup.session SET ends_at = clock_timestamp() WHERE secret = $1`, pages[0].Session); err != nil {
 		return nil, fmt.Errorf("end Ada's session: %w", err)
 	}
 	if pr.Over, err = b.send(ctx, pages[0], ada); err != nil {
@@ -151,17 +152,22 @@ func tell(ctx context.Context, o stage.Options) (_ *proof, err error) {
 	}
 	s.Say("Cleo happens to have Ben's request id, in a session of her own: %d, %s.", pr.Stranger.status, pr.Stranger.body)
 
+	secrets := []string{pages[0].Session, pages[1].Session, pages[2].Session}
 	pr.Sent, pr.Lost, pr.Ran = b.net.Sent.Load(), b.net.Lost.Load(), a.ran.Load()
 	return pr, s.Count(ctx, []stage.Number{
 		stage.Into(&pr.Users, `SELECT count(*) FROM signup.users WHERE right(email, length($1)) = $1`, at),
-		stage.Into(&pr.Facts, factsSQL, []string{pages[0].Session, pages[1].Session, pages[2].Session}),
+		stage.Into(&pr.Facts, factsSQL, secrets),
+		stage.Into(&pr.Shown, shownSQL, secrets),
 	}, nil)
 }
 
-// A fact is about the request: POST, the session, the request id.
+// A fact is about the request: POST, the session's number, the request id.
 const factsSQL = `
 SELECT count(*) FROM oncemore.ledger l JOIN oncemore.job_type t ON t.id = l.job_type
-WHERE t.name = 'POST /users' AND split_part(l.entity, ' ', 2) = ANY ($1)`
+WHERE t.name = 'POST /users' AND split_part(l.entity, ' ', 2) IN (SELECT s.id::text FROM signup.session s WHERE s.secret = ANY ($1))`
+
+// A fact stays, in every backup too, and a cookie is for its owner alone.
+const shownSQL = `SELECT count(*) FROM oncemore.ledger l, unnest($1::text[]) AS secret WHERE strpos(l.entity, secret) > 0`
 
 // sendAtOnce is a button without patience.
 func (b *browser) sendAtOnce(ctx context.Context, n int, p page, u user) ([]answer, error) {
@@ -202,5 +208,6 @@ func (p *proof) Check() error {
 	c.Is(p.Sent == int64(len(p.Double))+7 && p.Lost == 2, "%d requests were sent, %d answers lost", p.Sent, p.Lost)
 	c.Is(p.Users == 3, "there are %d users, not 3", p.Users)
 	c.Is(p.Ran == 4 && p.Facts == 4, "the handler ran %d times for %d requests, not 4 for 4", p.Ran, p.Facts)
+	c.Is(p.Shown == 0, "the ledger shows the cookie of %d requests", p.Shown)
 	return c.Err()
 }

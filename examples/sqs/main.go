@@ -5,7 +5,7 @@
 //	go run ./examples/sqs
 //
 // plays the whole story and prints its proof, counted from the tables, the mail server and
-// the queue. It needs PostgreSQL (or DATABASE_URL) and Node.js; the SQS is a private one,
+// the queue. It needs PostgreSQL (or EXAMPLES_DATABASE_URL) and Node.js; the SQS is a private one,
 // which npm installs the first time.
 package main
 

@@ -3,7 +3,7 @@ package stage
 import (
 	"cmp"
 	"context"
-	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,16 +24,34 @@ type Proof interface {
 // Play tells a story, for two minutes at most, and writes its proof to stdout. Like [Main]
 // it exits with another status than 0 when the story broke off or its proof does not hold.
 func Play[P Proof](tell func(context.Context) (P, error)) {
-	Main(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("the story takes longer than two minutes"))
-		defer cancel()
-		p, err := tell(ctx)
-		if err != nil {
+	Main(func(ctx context.Context) error { return play(ctx, 2*time.Minute, tell) })
+}
+
+// Ordeal is [Play] for a long story with flags, which are parsed here; it adds -seed. It takes
+// half an hour at most.
+func Ordeal[P Proof](seed *uint64, tell func(context.Context) (P, error)) {
+	flag.Uint64Var(seed, "seed", 0, "of what is random (default ONCEMORE_SEED, else one drawn at random)")
+	flag.Parse()
+	Main(func(ctx context.Context) (err error) {
+		if flag.NArg() > 0 {
+			return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+		}
+		if *seed, err = Seed(*seed); err != nil {
 			return err
 		}
-		p.Write(os.Stdout)
-		return p.Check()
+		return play(ctx, 30*time.Minute, tell)
 	})
+}
+
+func play[P Proof](ctx context.Context, most time.Duration, tell func(context.Context) (P, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("the story takes longer than %s", most))
+	defer cancel()
+	p, err := tell(ctx)
+	if err != nil {
+		return err
+	}
+	p.Write(os.Stdout)
+	return p.Check()
 }
 
 // Seed is what random choices are made from: flagged, else ONCEMORE_SEED, else drawn at

@@ -41,7 +41,7 @@ type Stage struct {
 // Options say how a stage is built. The zero Options are those of an example.
 type Options struct {
 	Out    io.Writer // of the narrator; nil: stderr
-	DSN    string    // of the database; empty: DATABASE_URL, and without that a private server
+	DSN    string    // of the database; empty: EXAMPLES_DATABASE_URL, and without that a private server
 	Own    bool      // a private server in any case
 	Params []string  // of the private server, "name=value"
 	NoSync bool      // the private server does not wait for its disk
@@ -61,7 +61,8 @@ func Open(ctx context.Context, name string, o Options) (s *Stage, err error) {
 		return s, fmt.Errorf("make a folder: %w", err)
 	}
 	if s.DSN == "" && !o.Own {
-		s.DSN = os.Getenv("DATABASE_URL")
+		// Not DATABASE_URL, which is that of the user's own workers: plays empty tables.
+		s.DSN = os.Getenv("EXAMPLES_DATABASE_URL")
 	}
 	if s.DSN == "" {
 		s.Say("Starting a private PostgreSQL.")

@@ -3,9 +3,9 @@
 //
 //	go run ./examples/tags
 //
-// plays the whole story on a private PostgreSQL (or the database that DATABASE_URL names)
-// and prints its proof, counted from the tables. With arguments it is the program of an
-// application that has this job, with all the commands:
+// plays the whole story on a private PostgreSQL (or the database that EXAMPLES_DATABASE_URL
+// names) and prints its proof, counted from the tables. With arguments it is the program of
+// an application that has this job, with all the commands:
 //
 //	go run ./examples/tags missing index_document
 //	go run ./examples/tags work

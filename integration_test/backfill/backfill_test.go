@@ -15,17 +15,7 @@ func TestMain(m *testing.M) { stagetest.Main(m, main) }
 // A short slice of the proof. The whole of it, with kills, is a program: make proof-backfill.
 func TestABackfillThatIsPausedDoesEachRowOnce(t *testing.T) {
 	o := ordeal{rows: 20_000, workers: 2, pauses: 1, rate: 4_000, stage: stage.Options{DSN: pgtest.DSN(t), Out: t.Output()}}
-	if err := o.draw(); err != nil {
-		t.Fatal(err)
-	}
-	p, err := o.undergo(t.Context())
-	if err != nil {
-		t.Fatalf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
-	p.write(t.Output())
-	if err := p.check(&o); err != nil {
-		t.Errorf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
+	stagetest.Undergo(t, &o.seed, o.undergo)
 }
 
 // All that can go wrong, with a standby, over fewer rows than in the whole proof: so slowly
@@ -35,17 +25,7 @@ func TestABackfillBearsAStandbyThatFallsBehindAndAnOldSnapshot(t *testing.T) {
 		t.Skip("ONCEMORE_FULL is not set")
 	}
 	o := ordeal{rows: 60_000, workers: 3, kills: 4, pauses: 2, lags: 2, held: 40 * time.Second, rate: 1200, stage: stage.Options{Out: t.Output(), Own: true}}
-	if err := o.draw(); err != nil {
-		t.Fatal(err)
-	}
-	p, err := o.undergo(t.Context())
-	if err != nil {
-		t.Fatalf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
-	p.write(t.Output())
-	if err := p.check(&o); err != nil {
-		t.Errorf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
+	stagetest.Undergo(t, &o.seed, o.undergo)
 }
 
 // Four accounts: one done once, one twice, one that has a fact and no effect, one missing;
@@ -77,14 +57,11 @@ func TestTheCountSeesWhatIsTwiceAndWhatIsMissing(t *testing.T) {
 func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 	o := &ordeal{rows: 90, kills: 4, pauses: 1, lags: 1, held: time.Minute}
 	sound := func() *proof {
-		return &proof{Accounts: 100, Opened: 10, Once: 100, Facts: 100, Killed: 4, Lagged: 1, Held: time.Minute,
+		return &proof{ordeal: o, Accounts: 100, Opened: 10, Once: 100, Facts: 100, Killed: 4, Lagged: 1, Held: time.Minute,
 			Runs:    []run{{1, 90, 0, true, 1}, {2, 10, 90, true, 1}, {3, 0, 100, true, 1}, {4, 0, 100, true, 1}},
 			History: []event{{1, "paused", "a"}, {2, "resumed", ""}, {3, "waiting", "replica lag: 3 s"}, {4, "waiting", "oldest transaction: 21 s"}}}
 	}
-	if err := sound().check(o); err != nil {
-		t.Error(err)
-	}
-	for what, spoil := range map[string]func(*proof){
+	stagetest.Bites(t, sound, map[string]func(*proof){
 		"an account too few":      func(p *proof) { p.Accounts-- },
 		"nothing opened":          func(p *proof) { p.Accounts, p.Once, p.Facts, p.Opened = 90, 90, 90, 0 },
 		"one done twice":          func(p *proof) { p.Twice++ },
@@ -106,10 +83,5 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 		"a run not complete":      func(p *proof) { p.Runs[2].Complete = false },
 		"a last run with work":    func(p *proof) { p.Runs[3].Items++ },
 		"a run over what is done": func(p *proof) { p.Runs[1].Items++ },
-	} {
-		p := sound()
-		if spoil(p); p.check(o) == nil {
-			t.Errorf("it holds with %s", what)
-		}
-	}
+	})
 }

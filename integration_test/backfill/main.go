@@ -16,7 +16,6 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 	"os"
 	"time"
 
@@ -50,28 +49,5 @@ func main() {
 		stage: stage.Options{Own: true, Params: []string{"shared_buffers=256MB", "max_wal_size=4GB"}}}
 	flag.Int64Var(&o.rows, "n", 1_000_000, "rows of the table when it begins")
 	flag.Float64Var(&o.rate, "rate", 10_000, "rows a second at most; 0: as fast as the database bears it, and then all may be over before the snapshot is old")
-	flag.Uint64Var(&o.seed, "seed", 0, "of what is random (default ONCEMORE_SEED, else one drawn at random)")
-	flag.Parse()
-	stage.Main(func(ctx context.Context) error {
-		if flag.NArg() > 0 {
-			return fmt.Errorf("unexpected argument %q", flag.Arg(0))
-		}
-		if err := o.draw(); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Minute, fmt.Errorf("it takes longer than 30 minutes"))
-		defer cancel()
-		p, err := o.undergo(ctx)
-		if err != nil {
-			return err
-		}
-		p.write(os.Stdout)
-		return p.check(&o)
-	})
-}
-
-// draw draws the seed where none is given.
-func (o *ordeal) draw() (err error) {
-	o.seed, err = stage.Seed(o.seed)
-	return err
+	stage.Ordeal(&o.seed, o.undergo)
 }

@@ -14,7 +14,7 @@ import (
 
 // A proof is counted from the tables when all is over.
 type proof struct {
-	Seed     uint64
+	*ordeal
 	Accounts int64 // rows of the live table
 	Opened   int64 // of those, while the backfill went on
 	Once     int64 // accounts with one effect
@@ -81,7 +81,7 @@ FROM oncemore.run_event e JOIN oncemore.run r ON r.id = e.run WHERE e.run = $1 O
 
 func (t *tale) count(ctx context.Context) error {
 	p := &t.proof
-	p.Seed, p.Opened, p.Slowest = t.seed, t.writer.opened.Load(), t.writer.slowest()
+	p.Opened, p.Slowest = t.writer.opened.Load(), t.writer.slowest()
 	err := pgx.BeginTxFunc(ctx, t.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
 		if err := tx.QueryRow(ctx, countSQL).Scan(&p.Accounts, &p.Once, &p.Twice, &p.Missing); err != nil {
 			return err
@@ -105,8 +105,9 @@ func (t *tale) count(ctx context.Context) error {
 	return nil
 }
 
-// check says which lines are wrong.
-func (p *proof) check(o *ordeal) error {
+// Check says which lines are wrong.
+func (p *proof) Check() error {
+	o := p.ordeal
 	var c stage.Check
 	c.Is(p.Accounts == o.rows+p.Opened && p.Opened > 0, "there are %d accounts, of %d, and %d that were opened meanwhile", p.Accounts, o.rows, p.Opened)
 	c.Is(p.Once == p.Accounts, "of %d accounts %d were done once", p.Accounts, p.Once)
@@ -137,7 +138,7 @@ func (p *proof) check(o *ordeal) error {
 	return c.Err()
 }
 
-func (p *proof) write(w io.Writer) {
+func (p *proof) Write(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
 	fmt.Fprint(t, "\nThe history of the backfill\n")
@@ -153,5 +154,5 @@ func (p *proof) write(w io.Writer) {
 	fmt.Fprintf(t, "  effects on no account\t%d\n  facts\t%d\n  facts or effects alone\t%d\n  left over\t%d\tclaims and messages\n", p.Strange, p.Facts, p.Unproven, p.Left)
 	fmt.Fprintf(t, "  workers killed\t%d\n  pauses\t%d\t%d rows were done in them\n", p.Killed, p.told("paused", ""), p.InPause)
 	fmt.Fprintf(t, "  the standby fell behind\t%d times\n  an old snapshot was held\t%s\n", p.Lagged, p.Held.Round(time.Second))
-	fmt.Fprintf(t, "  the application waited\t%s\tat most, in 999 of 1000 transactions\n  seed\t%d\n", p.Slowest.Round(100*time.Microsecond), p.Seed)
+	fmt.Fprintf(t, "  the application waited\t%s\tat most, in 999 of 1000 transactions\n  seed\t%d\n", p.Slowest.Round(100*time.Microsecond), p.seed)
 }

@@ -34,7 +34,7 @@ type blow struct {
 
 // undergo lets the backfill go through it all, and counts.
 func (o *ordeal) undergo(ctx context.Context) (_ *proof, err error) {
-	t := &tale{ordeal: o}
+	t := &tale{ordeal: o, proof: proof{ordeal: o}}
 	t.Stage, err = stage.Open(ctx, "backfill", o.stage)
 	defer func() { t.Close(err != nil && ctx.Err() == nil) }()
 	if err != nil {

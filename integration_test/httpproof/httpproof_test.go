@@ -1,24 +1,15 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
+	"github.com/oncemore-jobs/oncemore/examples/stage/stagetest"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 )
 
-// The servers are this program again.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "worker" {
-		main()
-		return
-	}
-	os.Exit(pgtest.Main(m))
-}
+func TestMain(m *testing.M) { stagetest.Main(m, main) }
 
 // A short slice of the proof. The whole of it is a program: make proof-http.
 func TestRequestsAreDoneOnceAndAnsweredAlikeThroughKillsAndBrokenConnections(t *testing.T) {
@@ -26,19 +17,7 @@ func TestRequestsAreDoneOnceAndAnsweredAlikeThroughKillsAndBrokenConnections(t *
 	if os.Getenv("ONCEMORE_FULL") != "" {
 		o.requests, o.clients, o.servers, o.kills = 10_000, 64, 3, 6
 	}
-	if err := o.draw(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 3*time.Minute, errors.New("it takes longer than three minutes"))
-	defer cancel()
-	p, err := o.undergo(ctx)
-	if err != nil {
-		t.Fatalf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
-	p.write(t.Output())
-	if err := p.check(&o); err != nil {
-		t.Errorf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
+	stagetest.Undergo(t, &o.seed, o.undergo)
 }
 
 // Five keys: one done once, one twice, one refused and done all the same, one answered in
@@ -80,12 +59,9 @@ func TestTheCountSeesWhatIsTwiceAndWhatDiffers(t *testing.T) {
 func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 	o := &ordeal{requests: 100, kills: 4}
 	sound := func() *proof {
-		return &proof{Requests: 100, Keys: 30, Refused: 5, Once: 25, Facts: 30, Answers: 30, Replayed: 72, Originals: 28, Killed: 4, Broken: 10, Retries: 20}
+		return &proof{ordeal: o, Requests: 100, Keys: 30, Refused: 5, Once: 25, Facts: 30, Answers: 30, Replayed: 72, Originals: 28, Killed: 4, Broken: 10, Retries: 20}
 	}
-	if err := sound().check(o); err != nil {
-		t.Error(err)
-	}
-	for what, spoil := range map[string]func(*proof){
+	stagetest.Bites(t, sound, map[string]func(*proof){
 		"a request without an answer": func(p *proof) { p.Requests--; p.Replayed-- },
 		"no duplicates":               func(p *proof) { p.Keys, p.Once, p.Facts, p.Answers = 100, 95, 100, 100 },
 		"one done twice":              func(p *proof) { p.Twice++ },
@@ -102,10 +78,5 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 		"a kill too few":              func(p *proof) { p.Killed-- },
 		"nothing broken":              func(p *proof) { p.Broken = 0 },
 		"nothing sent again":          func(p *proof) { p.Retries = 0 },
-	} {
-		p := sound()
-		if spoil(p); p.check(o) == nil {
-			t.Errorf("it holds with %s", what)
-		}
-	}
+	})
 }

@@ -15,9 +15,7 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 	"os"
-	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
 )
@@ -41,28 +39,5 @@ func main() {
 	o := ordeal{clients: 64, servers: 3, kills: 12, breaks: 0.02, stage: stage.Options{Own: true}}
 	flag.IntVar(&o.requests, "n", 50_000, "requests to send, duplicates included")
 	flag.IntVar(&o.kills, "kills", o.kills, "servers to kill")
-	flag.Uint64Var(&o.seed, "seed", 0, "of what is random (default ONCEMORE_SEED, else one drawn at random)")
-	flag.Parse()
-	stage.Main(func(ctx context.Context) error {
-		if flag.NArg() > 0 {
-			return fmt.Errorf("unexpected argument %q", flag.Arg(0))
-		}
-		if err := o.draw(); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Minute, fmt.Errorf("it takes longer than 30 minutes"))
-		defer cancel()
-		p, err := o.undergo(ctx)
-		if err != nil {
-			return err
-		}
-		p.write(os.Stdout)
-		return p.check(&o)
-	})
-}
-
-// draw draws the seed where none is given.
-func (o *ordeal) draw() (err error) {
-	o.seed, err = stage.Seed(o.seed)
-	return err
+	stage.Ordeal(&o.seed, o.undergo)
 }

@@ -15,7 +15,7 @@ import (
 
 // A proof is counted from the tables when all is over.
 type proof struct {
-	Seed     uint64
+	*ordeal
 	Requests int // that have a final answer
 	Keys     int // different ones
 	Refused  int // of those, whose operation answers 402: their effect is rolled back
@@ -55,7 +55,7 @@ JOIN oncemore.ledger l ON (l.job_type, l.entity, coalesce(l.epoch, 0)) = (r.job_
 
 func (t *tale) count(ctx context.Context) error {
 	p := &t.proof
-	p.Seed, p.Broken, p.Retries = t.seed, t.network.broken.Load(), t.crowd.retries.Load()
+	p.Broken, p.Retries = t.network.broken.Load(), t.crowd.retries.Load()
 	err := pgx.BeginTxFunc(ctx, t.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		for query, into := range map[string]*int{
 			`SELECT count(*) FROM oncemore.ledger`:   &p.Facts,
@@ -162,8 +162,9 @@ func (t *tale) compare(stored map[ask]string) {
 	}
 }
 
-// check says which lines are wrong.
-func (p *proof) check(o *ordeal) error {
+// Check says which lines are wrong.
+func (p *proof) Check() error {
+	o := p.ordeal
 	var c stage.Check
 	c.Is(p.Requests == o.requests, "%d requests have an answer, of %d", p.Requests, o.requests)
 	c.Is(p.Keys > 0 && p.Keys < p.Requests && p.Refused > 0, "%d keys, of which %d are refused, are no test for %d requests", p.Keys, p.Refused, p.Requests)
@@ -182,7 +183,7 @@ func (p *proof) check(o *ordeal) error {
 	return c.Err()
 }
 
-func (p *proof) write(w io.Writer) {
+func (p *proof) Write(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
 	fmt.Fprintf(t, "\n  requests\t%d\tall with a final answer\n  keys\t%d\tof which %d are refused with a stored 402\n", p.Requests, p.Keys, p.Refused)
@@ -190,5 +191,5 @@ func (p *proof) write(w io.Writer) {
 	fmt.Fprintf(t, "  facts\t%d\n  stored answers\t%d\n  claims left over\t%d\n  disputed\t%d\n", p.Facts, p.Answers, p.Left, p.Disputed)
 	fmt.Fprintf(t, "  replies marked as shown again\t%d\n  replies that are not\t%d\tat most one for a key\n", p.Replayed, p.Originals)
 	fmt.Fprintf(t, "  replies unlike what is stored\t%d\tin status, kept headers or body\n", p.Unlike)
-	fmt.Fprintf(t, "  servers killed\t%d\n  connections broken\t%d\n  sent again by the client\t%d\n  seed\t%d\n", p.Killed, p.Broken, p.Retries, p.Seed)
+	fmt.Fprintf(t, "  servers killed\t%d\n  connections broken\t%d\n  sent again by the client\t%d\n  seed\t%d\n", p.Killed, p.Broken, p.Retries, p.seed)
 }

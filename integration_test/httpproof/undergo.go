@@ -22,7 +22,7 @@ type tale struct {
 
 // undergo sends it all, lets go wrong what is to, and counts.
 func (o *ordeal) undergo(ctx context.Context) (_ *proof, err error) {
-	t := &tale{ordeal: o}
+	t := &tale{ordeal: o, proof: proof{ordeal: o}}
 	t.Stage, err = stage.Open(ctx, "httpproof", o.stage)
 	defer func() { t.Close(err != nil && ctx.Err() == nil) }()
 	if err != nil {

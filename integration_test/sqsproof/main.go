@@ -20,7 +20,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
 )
@@ -45,30 +44,13 @@ func main() {
 	o := ordeal{twice: 0.1, refused: 0.05, workers: 3, kills: 2, stage: stage.Options{Own: true, Params: []string{"shared_buffers=256MB", "max_wal_size=4GB"}}}
 	flag.IntVar(&o.entities, "n", 100_000, "entities, each of which is one message, or two")
 	flag.StringVar(&o.peer, "peer", "fake", "the SQS: fake or fauxqs")
-	flag.Uint64Var(&o.seed, "seed", 0, "of what is random (default ONCEMORE_SEED, else one drawn at random)")
-	flag.Parse()
-	stage.Main(func(ctx context.Context) error {
+	stage.Ordeal(&o.seed, func(ctx context.Context) (*proof, error) {
 		switch {
-		case flag.NArg() > 0:
-			return fmt.Errorf("unexpected argument %q", flag.Arg(0))
 		case o.peer != "fake" && o.peer != "fauxqs":
-			return fmt.Errorf("-peer %q: it can be fake or fauxqs", o.peer)
+			return nil, fmt.Errorf("-peer %q: it can be fake or fauxqs", o.peer)
 		case o.entities < 1000:
-			return fmt.Errorf("-n %d: with less than 1000 it is over before the workers are killed", o.entities)
+			return nil, fmt.Errorf("-n %d: with less than 1000 it is over before the workers are killed", o.entities)
 		}
-		ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Minute, fmt.Errorf("it takes longer than 30 minutes"))
-		defer cancel()
-		p, err := o.undergo(ctx)
-		if err != nil {
-			return err
-		}
-		p.write(os.Stdout)
-		return p.check(&o)
+		return o.undergo(ctx)
 	})
-}
-
-// draw draws the seed where none is given.
-func (o *ordeal) draw() (err error) {
-	o.seed, err = stage.Seed(o.seed)
-	return err
 }

@@ -12,7 +12,7 @@ import (
 
 // A proof is counted when all is over: in the database, and by the queue's own attributes.
 type proof struct {
-	Seed     uint64
+	*ordeal
 	Entities int64
 	Sent     int64 // messages
 	Twice    int64 // of the entities, in two messages
@@ -64,7 +64,7 @@ WHERE NOT EXISTS (SELECT FROM oncemore.worker GROUP BY name HAVING count(*) > 1)
 
 func (t *tale) count(ctx context.Context) (err error) {
 	p := &t.proof
-	p.Seed, p.Entities, p.Killed, p.Tally = t.seed, int64(t.entities), int64(len(t.killed)), t.sqs.tally()
+	p.Entities, p.Killed, p.Tally = int64(t.entities), int64(len(t.killed)), t.sqs.tally()
 	if p.Queue, err = t.sqs.filling(ctx, t.sqs.url); err != nil {
 		return err
 	}
@@ -86,8 +86,9 @@ func (t *tale) count(ctx context.Context) (err error) {
 	return err
 }
 
-// check says which lines are wrong.
-func (p *proof) check(o *ordeal) error {
+// Check says which lines are wrong.
+func (p *proof) Check() error {
+	o := p.ordeal
 	var c stage.Check
 	c.Is(p.Sent == p.Entities+p.Twice && p.Twice == int64(o.twice*float64(o.entities)), "%d messages were sent, of which %d for the second time, for %d entities", p.Sent, p.Twice, p.Entities)
 	c.Is(p.Facts == p.Entities, "%d entities have %d facts", p.Entities, p.Facts)
@@ -112,7 +113,7 @@ func near(n, all int, share float64) bool {
 	return all > 0 && float64(n) > 0.6*want && float64(n) < 1.4*want
 }
 
-func (p *proof) write(w io.Writer) {
+func (p *proof) Write(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
 	slow := ""
@@ -125,5 +126,5 @@ func (p *proof) write(w io.Writer) {
 	fmt.Fprintf(t, "  workers killed\t%d\tover %d claims; %d charges were made and not recorded\n", p.Killed, p.Held, p.Charged)
 	fmt.Fprintf(t, "  facts\t%d\n  lost\t%d\n  of nothing\t%d\n  facts or effects alone\t%d\n", p.Facts, p.Missing, p.Strange, p.Unproven)
 	fmt.Fprintf(t, "  twice in the database\t%d\n  bodies that ran again\t%d\tthose charges, under the same key%s\n  that ran again blindly\t%d\n", p.Posted, p.Again, slow, p.Blind)
-	fmt.Fprintf(t, "  left in the database\t%d\tmessages, claims, parked\n  left in SQS\t%v\n  dead letters\t%v\n  seed\t%d\n", p.Left, p.Queue, p.Grave, p.Seed)
+	fmt.Fprintf(t, "  left in the database\t%d\tmessages, claims, parked\n  left in SQS\t%v\n  dead letters\t%v\n  seed\t%d\n", p.Left, p.Queue, p.Grave, p.seed)
 }

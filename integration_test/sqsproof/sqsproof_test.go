@@ -1,24 +1,16 @@
 package main
 
 import (
-	"context"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
+	"github.com/oncemore-jobs/oncemore/examples/stage/stagetest"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/queue/sqsqueue/sqsfake"
 )
 
-// The workers are this program again.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "worker" {
-		main()
-		return
-	}
-	pgtest.Main(m)
-}
+func TestMain(m *testing.M) { stagetest.Main(m, main) }
 
 // A short slice of the proof. The whole of it is a program: make proof-sqs.
 func TestWhatIsDoubledAndRefusedAndLosesTwoOfThreeWorkersIsDoneOnce(t *testing.T) {
@@ -35,16 +27,7 @@ func TestTheSameHoldsOverAnSQSThatSomebodyElseWrote(t *testing.T) {
 func holds(t *testing.T, o ordeal) {
 	o.twice, o.refused, o.workers, o.kills = 0.1, 0.05, 3, 2
 	o.stage = stage.Options{DSN: pgtest.DSN(t), Out: t.Output()}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	p, err := o.undergo(ctx)
-	if err != nil {
-		t.Fatalf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
-	p.write(t.Output())
-	if err := p.check(&o); err != nil {
-		t.Errorf("ONCEMORE_SEED=%d: %v", o.seed, err)
-	}
+	stagetest.Undergo(t, &o.seed, o.undergo)
 }
 
 // Entities 0 to 8: a post, a charge and a shipping, and over again. What is wrong with each
@@ -95,13 +78,10 @@ func TestTheCountSeesWhatIsLostAndWhatIsTwice(t *testing.T) {
 func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 	o := &ordeal{entities: 1000, twice: 0.1, refused: 0.05, kills: 2}
 	sound := func() *proof {
-		return &proof{Entities: 1000, Sent: 1100, Twice: 100, Facts: 1000, Again: 4, Killed: 2, Held: 9, Charged: 4,
+		return &proof{ordeal: o, Entities: 1000, Sent: 1100, Twice: 100, Facts: 1000, Again: 4, Killed: 2, Held: 9, Charged: 4,
 			Tally: sqsfake.Tally{HandedOut: 1300, Duplicates: 130, Entries: 3000, Refused: 150}}
 	}
-	if err := sound().check(o); err != nil {
-		t.Error(err)
-	}
-	for what, spoil := range map[string]func(*proof){
+	stagetest.Bites(t, sound, map[string]func(*proof){
 		"a message too few":         func(p *proof) { p.Sent-- },
 		"nothing sent twice":        func(p *proof) { p.Sent, p.Twice = 1000, 0 },
 		"a fact too many":           func(p *proof) { p.Facts++ },
@@ -122,10 +102,5 @@ func TestTheProofFailsOnEachLineThatIsWrong(t *testing.T) {
 		"one delayed":               func(p *proof) { p.Queue.Delayed++ },
 		"one dead letter":           func(p *proof) { p.Grave.Visible++ },
 		"one dead letter in flight": func(p *proof) { p.Grave.InFlight++ },
-	} {
-		p := sound()
-		if spoil(p); p.check(o) == nil {
-			t.Errorf("it holds with %s", what)
-		}
-	}
+	})
 }

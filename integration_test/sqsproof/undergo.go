@@ -27,10 +27,7 @@ type tale struct {
 
 // undergo lets the messages go through it all, and counts.
 func (o *ordeal) undergo(ctx context.Context) (_ *proof, err error) {
-	if err := o.draw(); err != nil {
-		return nil, err
-	}
-	t := &tale{ordeal: o, random: rand.New(rand.NewPCG(o.seed, 0)), killed: []string{}}
+	t := &tale{ordeal: o, proof: proof{ordeal: o}, random: rand.New(rand.NewPCG(o.seed, 0)), killed: []string{}}
 	t.Stage, err = stage.Open(ctx, "sqsproof", o.stage)
 	defer func() { t.Close(err != nil && ctx.Err() == nil) }()
 	if err != nil {

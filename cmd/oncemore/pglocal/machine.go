@@ -15,7 +15,7 @@ import (
 
 // ErrNoBinaries says that no PostgreSQL server is installed, and what to do.
 var ErrNoBinaries = errors.New("no PostgreSQL server binaries found. As root, run: apt-get install -y postgresql " +
-	"(or name a running database in DATABASE_URL, or the folder of initdb and postgres in PGBIN)")
+	"(or name the folder of initdb and postgres in PGBIN)")
 
 var serverFolders = []string{
 	"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin",

@@ -2,8 +2,11 @@
 package stagetest
 
 import (
+	"context"
+	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/oncemore-jobs/oncemore/examples/stage"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
@@ -28,6 +31,23 @@ func Holds(t testing.TB, p stage.Proof) {
 	if err := p.Check(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Undergo draws a seed, tells the story, and fails the test when it breaks off or its proof does
+// not hold; the proof says the seed.
+func Undergo[P stage.Proof](t testing.TB, seed *uint64, tell func(context.Context) (P, error)) {
+	t.Helper()
+	var err error
+	if *seed, err = stage.Seed(*seed); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 5*time.Minute, errors.New("the story takes longer than five minutes"))
+	defer cancel()
+	p, err := tell(ctx)
+	if err != nil {
+		t.Fatalf("ONCEMORE_SEED=%d: %v", *seed, err)
+	}
+	Holds(t, p)
 }
 
 // Bites fails the test unless a sound proof holds, and does not any more with each of the
