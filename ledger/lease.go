@@ -64,18 +64,21 @@ func (m *moment) since() time.Duration {
 
 // Join registers a new worker and keeps its lease until ctx ends or the lease is lost.
 // name says in lists which process it is. length 0 means [DefaultLease]; it is renewed
-// five times in that time, over a connection of its own.
+// five times in that time, over a connection of its own. Joining itself is given up after that
+// time: a lease that takes longer to get has lapsed.
 func (l *Ledger) Join(ctx context.Context, name string, length time.Duration, log *slog.Logger) (*Lease, error) {
 	if length == 0 {
 		length = DefaultLease
 	}
 	s := &Lease{length: length, log: log, config: l.pool.Config().ConnConfig, done: make(chan struct{})}
+	joining, cancel := context.WithTimeout(ctx, length)
+	defer cancel()
 	at := now()
-	if err := s.connect(ctx); err != nil {
+	if err := s.connect(joining); err != nil {
 		return nil, fmt.Errorf("join the workers: %w", err)
 	}
-	if err := s.conn.QueryRow(ctx, joinSQL, name, length).Scan(&s.ID); err != nil {
-		s.conn.Close(context.WithoutCancel(ctx))
+	if err := s.conn.QueryRow(joining, joinSQL, name, length).Scan(&s.ID); err != nil {
+		s.conn.Close(joining)
 		return nil, fmt.Errorf("join the workers: %w", explain(err))
 	}
 	s.renewed.Store(at)
@@ -220,6 +223,11 @@ func (s *Lease) connect(ctx context.Context) (err error) {
 func (s *Lease) lose(why string) {
 	s.log.Error("lease lost: this worker stops what it does", "worker", s.ID, "why", why)
 	s.cancel(fmt.Errorf("%w: %s", ErrLeaseLost, why))
+	if s.conn != nil { // it is of no more use, and nobody may come to call Leave
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		s.conn.Close(ctx)
+	}
 }
 
 // declare sets dead_at of every worker whose lease has expired.

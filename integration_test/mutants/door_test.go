@@ -52,6 +52,12 @@ var doorMutants = []mutant{
 		new:   `err != nil && !listed { // mutant`,
 		tests: "./ledger/ledgerhttp LateCommit",
 	}, {
+		lacks: "the lease beside the hand at the door",
+		file:  "ledger/ledgerhttp/outside.go",
+		old:   `!g.holds(h) && lease.Context().Err() == nil {`,
+		new:   `!g.holds(h) {`,
+		tests: "./ledger/ledgerhttp IsNotTakenForARequest",
+	}, {
 		lacks: "the sweep of moot claims at the door",
 		file:  "ledger/ledgerhttp/keys.go",
 		old:   `	if len(kinds) > 0 {`,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -18,15 +19,27 @@ const Replayed = "Idempotency-Replayed"
 // An answer is what a handler wrote.
 type answer struct {
 	status   int
-	header   http.Header
+	header   http.Header // with what was set before the handler; of a stored one, what was kept
+	outer    http.Header // what was set before the handler
 	body     []byte
 	replayed bool
 }
 
 func (a *answer) write(w http.ResponseWriter) {
 	h := w.Header()
+	if !a.replayed {
+		clear(h) // what the handler has left of it is in the answer
+	}
 	for name, values := range a.header {
-		h[name] = values
+		if !a.replayed || !slices.Contains(lists, name) {
+			h[name] = values
+			continue
+		}
+		for _, v := range values {
+			if !slices.Contains(h[name], v) {
+				h[name] = append(h[name], v)
+			}
+		}
 	}
 	if a.replayed {
 		h.Set(Replayed, "true")
@@ -35,12 +48,22 @@ func (a *answer) write(w http.ResponseWriter) {
 	_, _ = w.Write(a.body) // the client may have gone; it may ask again
 }
 
+// lists are the headers that an answer shown again adds to what is there. Others it replaces.
+var lists = []string{"Link", "Set-Cookie", "Vary"}
+
+// isKept tells whether a's header is stored with it. What was there before the handler is not: the
+// middleware that set it meets the request when it is sent again, too. But the body is what it was
+// said to be with the first answer, by whomever.
+func (g *guarded) isKept(a *answer, name, value string) bool {
+	return slices.Contains(g.op.Headers, name) && (strings.HasPrefix(name, "Content-") || !slices.Contains(a.outer[name], value))
+}
+
 // queueStore keeps a beside the fact that the same transaction has recorded.
 func (g *guarded) queueStore(b *pgx.Batch, w ledger.Want, a *answer) {
 	kept := [][]byte{} // not NULL
 	for name, values := range a.header {
-		if slices.Contains(g.op.Headers, name) {
-			for _, v := range values {
+		for _, v := range values {
+			if g.isKept(a, name, v) {
 				kept = append(kept, []byte(name), []byte(v))
 			}
 		}

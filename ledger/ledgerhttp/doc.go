@@ -44,11 +44,13 @@
 //	                               request runs                     effect class says
 //	killed after the commit        the next request is answered with what was stored
 //	the reply to COMMIT is lost    the fact tells; where it cannot be read: 503, and the next request finds out
+//	COMMIT is refused              500, as it would be again; 503 if it may pass by itself, as conflicts do
 //	the lease is lost              nothing: there is none           the handler's context ends; what it did is
 //	                                                                recorded if its fence still holds, else disputed
 //	the answer is too long         500, rolled back                 500, stored: the effect is not to be repeated
 //	the answer is streamed         Flush and Hijack are not there: [net/http.ResponseController] returns
 //	                               [net/http.ErrNotSupported], and nothing leaves before it is stored
+//	the answer has trailers        those that it declares are dropped: an answer is shown again without them
 //
 // After an attempt with an outside effect whose outcome is unknown the next request with the
 // key runs again (ledger.Repeatable; ledger.Keyed inside the horizon), asks [Operation].Check
@@ -60,4 +62,13 @@
 //
 // A [Keys] has a place in front of the handler and behind whatever authenticates: who is
 // refused there leaves no trace here.
+//
+// # Headers
+//
+// A handler finds the headers that the middleware before this one has set, and adds to them,
+// replaces them or removes them, as it would without a guard between. Of its answer those that
+// [Operation].Headers names are stored, without the values that were there before: that middleware
+// meets the request when it is sent again, too, and says what holds then. Only Content-* are stored
+// whoever set them, for they say what the stored body is. An answer that is shown again puts its
+// headers in place of what was set before it; Link, Set-Cookie and Vary, which are lists, it adds to.
 package ledgerhttp

@@ -2,7 +2,9 @@ package ledgerhttp_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -103,6 +105,39 @@ func TestACallerWhoIsNotKnownIsRefused(t *testing.T) {
 	got := s.post("k", "tea", by(""))
 	s.want("status", got.said(), "401 caller-unknown")
 	s.tally(0, 0, 0)
+}
+
+// The caller may well be known, to an identity provider that is away: nobody is told to log in again.
+func TestAScopeThatCannotTellNowIsNotACallerWhoIsUnknown(t *testing.T) {
+	s := newShop(t)
+	var log strings.Builder
+	scope := func(r *http.Request) (string, error) {
+		if r.Header.Get("X-Caller") == "anna" {
+			return "", fmt.Errorf("ask for the session: %w", ledgerhttp.ErrUnavailable)
+		}
+		return caller(r)
+	}
+	keys, err := ledgerhttp.New(s.pool, ledgerhttp.Config{Scope: scope, Challenge: "Bearer", Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Close(t.Context())
+	g, err := keys.Guard(t.Context(), ledgerhttp.Operation{Name: "POST /orders"}, http.HandlerFunc(order))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mux.Handle("POST /orders", g)
+	s.mux.Handle("POST /requests", keys.Status())
+	status := to(s.srv.URL + "/requests?operation=POST+/orders&method=POST&key=k")
+	for name, changes := range map[string][]change{"a request": nil, "its status": {status}} {
+		got := s.post("k", "tea", changes...)
+		s.want(name, got.said()+" "+got.header.Get("Retry-After")+got.header.Get("WWW-Authenticate"), "503 unavailable 1")
+		got = s.post("k", "tea", append(changes, by(""))...)
+		s.want(name, got.said()+" "+got.header.Get("WWW-Authenticate"), "401 caller-unknown Bearer")
+	}
+	s.tally(0, 0, 0)
+	s.want("logged", strings.Count(log.String(), "level=WARN"), 4)
+	s.want("logged why", strings.Count(log.String(), "nobody"), 2)
 }
 
 func TestARequestThatIsTooLargeIsRefused(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -273,6 +274,56 @@ func TestALostCommitIsAnsweredByTheFact(t *testing.T) {
 			s.tally(1, 1, 1)
 		})
 	}
+}
+
+// What is checked at the end of a transaction fails it for certain, and again and again: then it is
+// not said that the request may be sent again. What may pass by itself is.
+func TestACommitThatTheDatabaseRefusesIsToldAsWhatItIs(t *testing.T) {
+	for name, test := range map[string]struct{ code, want string }{
+		"a constraint":         {"23503", "500 transaction-failed "},
+		"an app's own":         {"P0001", "500 transaction-failed "},
+		"serialization":        {"40001", "503 unavailable 1"},
+		"a deadlock":           {"40P01", "503 unavailable 1"},
+		"a lock that is taken": {"55P03", "503 unavailable 1"},
+		"shutdown":             {"57P01", "503 unavailable 1"},
+		"a full disk":          {"53100", "503 unavailable 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShop(t)
+			if _, err := s.pool.Exec(t.Context(), fmt.Sprintf(`
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '%s'; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`, test.code)); err != nil {
+				t.Fatal(err)
+			}
+			s.guard(ledgerhttp.Operation{}, order)
+			got := s.post("k", "tea")
+			s.want("reply", got.said()+" "+got.header.Get("Retry-After"), test.want)
+			s.tally(0, 0, 0)
+		})
+	}
+}
+
+// The server's own context has ended, and the client is there still.
+func TestARequestWhoseWaitTheServerEndsIsToldToComeAgain(t *testing.T) {
+	s := newShop(t)
+	h, begun, on := s.held(order)
+	s.guard(ledgerhttp.Operation{Wait: time.Minute}, h)
+	first := s.async("k", "tea")
+	within(t, "the handler has begun", begun)
+	stopping, stop := context.WithCancel(t.Context())
+	stop()
+	srv := httptest.NewUnstartedServer(s.mux)
+	srv.Config.BaseContext = func(net.Listener) context.Context { return stopping }
+	srv.Start()
+	defer srv.Close()
+	got, err := send(t.Context(), srv.URL, "k", "tea")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.want("the twin", got.said()+" "+got.header.Get("Retry-After"), "503 unavailable 1")
+	close(on)
+	s.want("the first", within(t, "the first is answered", first).status, http.StatusCreated)
+	s.tally(1, 1, 1)
 }
 
 // A lock that many who insert at once take from each other, to make the table or an index longer,

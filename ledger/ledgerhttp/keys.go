@@ -20,8 +20,13 @@ import (
 type Config struct {
 	// Scope returns who calls: the identity that the request was authenticated as, never the
 	// credential itself. Two callers may use the same key, and do not see each other's answers.
-	// An error refuses the request with 401. Required; an API without callers returns "".
+	// An error refuses the request: with 503 if it wraps [ErrUnavailable], else with 401. It is
+	// logged, so it must not hold the credential either. Required; an API without callers returns "".
 	Scope func(*http.Request) (string, error)
+
+	// Challenge is the WWW-Authenticate of a 401, which RFC 9110 demands: "Bearer", say. Empty: that
+	// of a middleware before this one, or none.
+	Challenge string
 
 	// Status is the path, or the whole address, where the app has mounted [Keys.Status].
 	Status string
@@ -42,7 +47,7 @@ type Keys struct {
 	stop    context.CancelFunc // of the loop that tidies up
 	stopped chan struct{}
 
-	joining sync.Mutex // held by who takes a lease
+	joining chan struct{} // full while somebody takes a lease
 
 	mu      sync.Mutex // owns what follows
 	closing bool
@@ -52,6 +57,10 @@ type Keys struct {
 
 	operations map[string]*guarded // by their names, the earlier ones too
 }
+
+// ErrUnavailable is what an error of [Config].Scope wraps when who calls cannot be found out now:
+// the caller may well be known, and is to send the request again.
+var ErrUnavailable = errors.New("who calls cannot be found out now")
 
 var errClosing = errors.New("the server is shutting down")
 
@@ -66,7 +75,7 @@ func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 		c.Name, _ = os.Hostname() // it only helps whoever reads the list
 	}
 	c.Docs = cmp.Or(c.Docs, Docs)
-	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, operations: map[string]*guarded{}, stopped: make(chan struct{})}
+	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, operations: map[string]*guarded{}, joining: make(chan struct{}, 1), stopped: make(chan struct{})}
 	if k.log == nil {
 		k.log = slog.Default()
 	}
@@ -81,8 +90,9 @@ func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 // operation with an outside effect is claimed by this process's lease, which the first such
 // Guard takes.
 //
-// Behind it next gets a request whose body is in memory, and whose context does not end when
-// the client goes away.
+// Behind it next gets a request whose body is in memory. If it has a key, its context does not end
+// when the client goes away: who sends it again finds what came of it. Without one
+// ([Operation].Optional) it does, since nobody would find it.
 func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.Handler, error) {
 	if o.Status == nil && k.config.Status != "" {
 		o.Status = k.statusOf(o.Name)
@@ -118,12 +128,10 @@ func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.
 // that come later are refused with 503. It waits for those that are being worked until ctx
 // ends, and then leaves the lease: what is claimed still is left to its effect class.
 func (k *Keys) Close(ctx context.Context) error {
-	k.joining.Lock()
 	k.mu.Lock()
 	k.closing = true
 	lease := k.lease
 	k.mu.Unlock()
-	k.joining.Unlock()
 	k.stop()
 	<-k.stopped
 	quiet := make(chan struct{})
@@ -135,10 +143,7 @@ func (k *Keys) Close(ctx context.Context) error {
 		err = fmt.Errorf("close: requests are still being worked: %w", context.Cause(ctx))
 	}
 	if lease != nil {
-		// Bounded by itself: a context that has ended must not keep others from what we held.
-		leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		err = errors.Join(err, lease.Leave(leave))
+		err = errors.Join(err, leave(ctx, lease))
 	}
 	return err
 }

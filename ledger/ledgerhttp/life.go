@@ -38,15 +38,20 @@ func (k *Keys) holds(h hand) bool {
 }
 
 // living returns a lease that is not lost, a new one if need be. A lost one is left to lapse:
-// requests that were claimed by it may still be ending.
+// requests that were claimed by it may still be ending. One takes it for all, who wait no longer
+// than their ctx.
 func (k *Keys) living(ctx context.Context) (*ledger.Lease, error) {
-	k.joining.Lock()
-	defer k.joining.Unlock()
+	select {
+	case k.joining <- struct{}{}:
+		defer func() { <-k.joining }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for a lease: %w", context.Cause(ctx))
+	}
 	k.mu.Lock()
 	lease, closing := k.lease, k.closing
 	k.mu.Unlock()
 	switch {
-	case lease != nil && (closing || lease.Context().Err() == nil):
+	case lease != nil && lease.Context().Err() == nil:
 		return lease, nil
 	case closing:
 		return nil, errClosing
@@ -56,9 +61,22 @@ func (k *Keys) living(ctx context.Context) (*ledger.Lease, error) {
 		return nil, err
 	}
 	k.mu.Lock()
-	k.lease = lease
+	if closing = k.closing; !closing {
+		k.lease = lease
+	}
 	k.mu.Unlock()
+	if closing { // meanwhile, and Close has not seen this one
+		return nil, errors.Join(errClosing, leave(ctx, lease))
+	}
 	return lease, nil
+}
+
+// leave ends a lease. It is bounded by itself: a context that has ended must not keep others from
+// what we held.
+func leave(ctx context.Context, lease *ledger.Lease) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return lease.Leave(ctx)
 }
 
 // persist tries to record the end of an attempt until it is recorded or the lease is lost.

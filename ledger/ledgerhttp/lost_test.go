@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -158,6 +159,88 @@ func TestALostLeaseIsReplaced(t *testing.T) {
 		t.Errorf("%d leases", n)
 	}
 	s.tally(1, 1, 1)
+}
+
+// A request has had its effect, and its end could not be recorded before the lease was lost. A twin
+// that began under that lease finds its claim and nobody at it: that does not say that the handler
+// never began.
+func TestAnEndThatCouldNotBeRecordedIsNotTakenForARequestThatNeverBegan(t *testing.T) {
+	s, decide := newFaultyShop(t)
+	h, begun, on := s.held(s.charge)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Once}, h)
+	first := s.async("k", "tea")
+	within(t, "the handler has begun", begun)
+
+	var losing atomic.Bool
+	looking, look := make(chan struct{}, 10), make(chan struct{})
+	decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		switch {
+		case slices.ContainsFunc(b.SQL, func(sql string) bool { return pgproxy.Name(sql) == "" && strings.Contains(sql, "oncemore.claim") }):
+			looking <- struct{}{}
+			select {
+			case <-look:
+			case <-t.Context().Done():
+			}
+		case losing.Load():
+			return pgproxy.Lost
+		}
+		return pgproxy.Pass
+	})
+	twin := s.async("k", "tea")
+	within(t, "the twin looks", looking)
+	losing.Store(true)
+	on <- struct{}{}
+	s.want("the first", within(t, "the first is answered", first).said(), "503 unavailable")
+	losing.Store(false)
+	close(look)
+	close(on)
+	s.want("the twin", within(t, "the twin is answered", twin).said(), "409 request-ongoing")
+	s.want("handlers", len(begun), 0)
+	s.tally(1, 0, 0)
+}
+
+// The database does not answer who wants a new lease. Nobody waits for that without end, and who
+// closes does not wait for it at all.
+func TestADatabaseThatDoesNotAnswerHoldsNobodyUp(t *testing.T) {
+	s, decide := newFaultyShop(t)
+	begun := make(chan struct{}, 1)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Repeatable}, func(w http.ResponseWriter, r *http.Request) {
+		begun <- struct{}{}
+		<-r.Context().Done()
+		w.WriteHeader(http.StatusBadGateway)
+	})
+	first := s.async("k", "tea")
+	within(t, "the handler has begun", begun)
+	if _, err := s.pool.Exec(t.Context(), `UPDATE oncemore.worker SET dead_at = clock_timestamp(), cause = 'lapsed'`); err != nil {
+		t.Fatal(err)
+	}
+	s.want("the first", within(t, "the lease is lost", first).status, http.StatusBadGateway)
+	eventually(t, "the lost lease has no connection any more", func() bool {
+		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '/* lease:%'`) == 0
+	})
+
+	joining, frozen := make(chan struct{}, 10), make(chan struct{})
+	defer close(frozen)
+	decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if b.Has("lease: join") {
+			joining <- struct{}{}
+			<-frozen
+			return pgproxy.Lost
+		}
+		return pgproxy.Pass
+	})
+	asked := []<-chan reply{s.async("k", "tea"), s.async("l", "tea"), s.async("m", "tea")}
+	within(t, "one joins", joining)
+	closed := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		closed <- s.keys.Close(ctx)
+	}()
+	within(t, "the keys are closed", closed)
+	for _, a := range asked {
+		s.want("a request", within(t, "it is answered", a).said(), "503 unavailable")
+	}
 }
 
 // Without its database the middleware says so, and the handler does not run.

@@ -48,12 +48,15 @@ type Operation struct {
 	CheckKey func(key string) error
 
 	// Store tells whether an answer is final: it is kept, and the request is not worked again.
-	// nil: all below 500, but 429. A status of 500 and above that is stored is, for an
-	// operation in transaction, committed without what the handler wrote, as 4xx are.
+	// nil: all below 500, but 429. Those below 400 are always stored, and it is not asked about
+	// them: what a client was told has happened is not undone. A status of 500 and above that is
+	// stored is, for an operation in transaction, committed without what the handler wrote, as
+	// 4xx are.
 	Store func(status int) bool
 
 	// Headers are those of an answer that are kept with it. nil: [KeptHeaders]. Set-Cookie is
-	// not among them: an answer is shown again to whoever has the caller's identity.
+	// not among them: an answer is shown again to whoever has the caller's identity. What was
+	// set before the handler is not kept, but for Content-*, see the package's comment.
 	Headers []string
 
 	// Fingerprint is what two requests under one key must agree in, by a rule with a number: a
@@ -102,9 +105,11 @@ func (o *Operation) finish() error {
 	if o.CheckKey == nil {
 		o.CheckKey = func(string) error { return nil }
 	}
-	if o.Store == nil {
-		o.Store = func(status int) bool { return status < 500 && status != http.StatusTooManyRequests }
+	final := o.Store
+	if final == nil {
+		final = func(status int) bool { return status < 500 && status != http.StatusTooManyRequests }
 	}
+	o.Store = func(status int) bool { return status < http.StatusBadRequest || final(status) }
 	if o.Headers == nil {
 		o.Headers = KeptHeaders
 	}

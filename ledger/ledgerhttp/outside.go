@@ -26,7 +26,10 @@ func (g *guarded) outside(req *request) (outcome, error) {
 	}
 	st := &standings[0]
 	h := hand{g.kind.ID, req.want.Entity}
-	if st.Reason == ledger.Ongoing && st.Open.Owner == lease.ID && !g.holds(h) {
+	// A hand is dropped when the end is recorded, and else only after the lease has ended. So under a
+	// lease that goes on, asked about after the hand, a claim of ours that is in no hand is one whose
+	// handler never began. Under one that has ended, the handler may have had its effect.
+	if st.Reason == ledger.Ongoing && st.Open.Owner == lease.ID && !g.holds(h) && lease.Context().Err() == nil {
 		return outcome{}, g.giveBack(ctx, req, lease, st.Open)
 	}
 	if st.Reason == ledger.InDoubt && st.Open.Trouble != ledger.Doubtful {
@@ -111,8 +114,10 @@ func (at *attempt) make() (outcome, error) {
 		}
 	}()
 	if at.verify {
-		rec := newRecorder(at.op.MaxResponse)
-		done, err := at.check(rec, at.req.again(ctx))
+		rec := newRecorder(at.req.outer, at.op.MaxResponse)
+		r := at.req.again(ctx)
+		defer removeForm(r)
+		done, err := at.check(rec, r)
 		switch {
 		case err != nil:
 			ended = true
@@ -122,6 +127,9 @@ func (at *attempt) make() (outcome, error) {
 				out = outcomeUnknown.outcome()
 			}
 			return out, err
+		case done && rec.err != nil:
+			ended = true
+			return at.tooLarge(ledger.DoneCheck)
 		case done:
 			ended = true
 			return at.complete(rec.answer(), ledger.DoneCheck)
@@ -130,17 +138,23 @@ func (at *attempt) make() (outcome, error) {
 	a, err := at.run(ctx, at.req)
 	ended = true
 	switch {
-	case err != nil: // the effect has happened, and is not to be repeated for the length of its answer
-		at.log.Error("response too large to be kept", "operation", at.op.Name, "entity", at.req.want.Entity, "allowed", at.op.MaxResponse)
-		rec := newRecorder(1 << 16)
-		at.refuse(rec, unstorable)
-		return at.complete(rec.answer(), ledger.Reported)
+	case err != nil:
+		return at.tooLarge(ledger.Reported)
 	case at.op.Store(a.status):
 		return at.complete(a, ledger.Reported)
 	case a.status == http.StatusTooManyRequests:
 		c.absent.Store(true)
 	}
 	return at.leave(at.interrupted(c), c.absent.Load(), fmt.Sprintf("answered %d", a.status), a)
+}
+
+// tooLarge records an effect that has happened: it is not to be repeated for the length of its
+// answer.
+func (at *attempt) tooLarge(evidence ledger.Evidence) (outcome, error) {
+	at.log.Error("response too large to be kept", "operation", at.op.Name, "entity", at.req.want.Entity, "allowed", at.op.MaxResponse)
+	rec := newRecorder(at.req.outer, 1<<16)
+	at.refuse(rec, unstorable)
+	return at.complete(rec.answer(), evidence)
 }
 
 // check asks the world. Without a Check nobody can tell.

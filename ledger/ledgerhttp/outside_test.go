@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -334,6 +335,40 @@ func TestAnOutsideAnswerThatIsTooLargeIsRecordedAsDone(t *testing.T) {
 	s.want("reply", first.said(), "500 response-too-large")
 	s.again(first, "k", "tea")
 	s.tally(1, 1, 1)
+}
+
+// A Check's answer is kept whole or not at all, as a handler's.
+func TestACheckedAnswerThatIsTooLargeIsRecordedAsDone(t *testing.T) {
+	s := newShop(t)
+	var file string
+	check := func(w http.ResponseWriter, r *http.Request) (bool, error) {
+		if err := r.ParseMultipartForm(0); err != nil {
+			return false, err
+		}
+		f, err := r.MultipartForm.File["item"][0].Open()
+		if err != nil {
+			return false, err
+		}
+		defer f.Close()
+		file = f.(*os.File).Name()
+		fmt.Fprint(w, "it was ")
+		fmt.Fprint(w, "done, and more")
+		return true, nil
+	}
+	s.guard(ledgerhttp.Operation{Effect: ledger.Verifiable(0), Check: check, MaxResponse: 10}, func(w http.ResponseWriter, r *http.Request) {
+		s.charge(discard{http.Header{}}, r)
+		w.WriteHeader(http.StatusGatewayTimeout)
+	})
+	form := func(r *http.Request) { r.Header.Set("Content-Type", "multipart/form-data; boundary=x") }
+	body := "--x\r\nContent-Disposition: form-data; name=\"item\"; filename=\"item\"\r\n\r\n" + strings.Repeat("tea", 1<<10) + "\r\n--x--\r\n"
+	s.want("the first", s.post("k", body, form).status, http.StatusGatewayTimeout)
+	next := s.post("k", body, form)
+	s.want("the next", next.said(), "500 response-too-large")
+	s.again(next, "k", body, form)
+	s.tally(1, 1, 1)
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the form's file %s is there still: %v", file, err)
+	}
 }
 
 func TestAnOperationWithAnOutsideEffectIsNotTurnedIntoOneInTransactionWhileRequestsAreOpen(t *testing.T) {

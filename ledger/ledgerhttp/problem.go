@@ -36,6 +36,7 @@ var (
 	unstorable     = problem{"response-too-large", http.StatusInternalServerError, "The response is too large to be kept", "The operation's answer is longer than the server may keep.", false}
 	aborted        = problem{"transaction-failed", http.StatusInternalServerError, "The operation failed", "Nothing was changed. The server's log says more.", false}
 	unkept         = problem{"unavailable-without-key", http.StatusServiceUnavailable, "The request could not be brought to its end", "Without an Idempotency-Key nobody can tell whether it was done.", false}
+	unaskable      = unavailable.because("Who calls cannot be found out now. Send it again later.")
 	unavailable    = problem{"unavailable", http.StatusServiceUnavailable, "The request could not be brought to its end", "Send it again with the same key: if it was done, its answer will be found.", true}
 )
 

@@ -15,15 +15,22 @@ var ErrResponseTooLarge = errors.New("the response is longer than an operation's
 // has nothing but the methods of a ResponseWriter: a handler that asks for Flush or Hijack
 // finds neither, and knows.
 type recorder struct {
-	header http.Header
-	status int // 0: not yet said
+	outer  http.Header // what was set before the handler
+	header http.Header // begins with that, as behind any middleware
+	status int         // 0: not yet said
 	body   bytes.Buffer
 	most   int
 	err    error
 	sealed http.Header // as it was when the status was said
 }
 
-func newRecorder(most int) *recorder { return &recorder{header: http.Header{}, most: most} }
+func newRecorder(outer http.Header, most int) *recorder {
+	header := outer.Clone()
+	if header == nil {
+		header = http.Header{}
+	}
+	return &recorder{outer: outer, header: header, most: most}
+}
 
 func (rec *recorder) Header() http.Header { return rec.header }
 
@@ -66,7 +73,10 @@ func (rec *recorder) answer() *answer {
 		h.Set("Content-Type", http.DetectContentType(rec.body.Bytes()))
 	}
 	for _, name := range []string{"Content-Length", "Transfer-Encoding", "Connection", "Trailer"} {
-		h.Del(name) // they are of the message, which net/http makes anew
+		delete(h, name) // they are of the message, which net/http makes anew
+		if values, said := rec.outer[name]; said {
+			h[name] = values
+		}
 	}
-	return &answer{status: rec.status, header: h, body: rec.body.Bytes()}
+	return &answer{status: rec.status, header: h, outer: rec.outer, body: rec.body.Bytes()}
 }

@@ -171,6 +171,16 @@ func TestWhichFailuresAreStoredIsAChoice(t *testing.T) {
 	s.tally(0, 1, 1)
 }
 
+// What was answered with success has happened, whatever an operation wants to keep.
+func TestASuccessIsAlwaysStored(t *testing.T) {
+	s := newShop(t)
+	s.guard(ledgerhttp.Operation{Store: func(status int) bool { return status == 500 }}, order)
+	first := s.post("k", "tea")
+	s.want("status", first.status, http.StatusCreated)
+	s.tally(1, 1, 1)
+	s.again(first, "k", "tea")
+}
+
 func TestManyAtOnceAreOne(t *testing.T) {
 	s := newShop(t)
 	s.guard(ledgerhttp.Operation{Wait: 30 * time.Second}, func(w http.ResponseWriter, r *http.Request) {

@@ -24,9 +24,10 @@ type guarded struct {
 // A request is one that has been read whole.
 type request struct {
 	*http.Request
-	key  string // empty: none, and none is needed
-	body []byte
-	want ledger.Want
+	key   string // empty: none, and none is needed
+	body  []byte
+	want  ledger.Want
+	outer http.Header // what was set of the answer before it came to us; nil: nothing
 }
 
 // ServeHTTP reads the request, tries to bring it to its end, and waits where that is in
@@ -71,13 +72,17 @@ func (g *guarded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// No connection is held while we wait: those who wait must not keep those who work from one.
 		select {
 		case <-r.Context().Done():
-			return // nobody listens any more
+			g.refuse(w, unavailable) // the client may be there still: a server that stops ends this context, too
+			return
 		case <-time.After(pause):
 		}
 	}
 }
 
 func (g *guarded) refuse(w http.ResponseWriter, p problem) {
+	if p.status == http.StatusUnauthorized && g.config.Challenge != "" {
+		w.Header().Set("WWW-Authenticate", g.config.Challenge)
+	}
 	p.write(w, g.config.Docs, g.op.RetryAfter)
 }
 
@@ -113,9 +118,9 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 			return nil, &p
 		}
 	}
-	scope, err := g.config.Scope(r)
-	if err != nil {
-		return nil, &unidentified
+	scope, p := g.caller(r)
+	if p != nil {
+		return nil, p
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.op.MaxRequest))
 	if err != nil {
@@ -126,21 +131,33 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 		return nil, &p
 	}
 	req := &request{Request: r, key: key, body: body}
+	if h := w.Header(); len(h) > 0 {
+		req.outer = h.Clone() // an end may be recorded when the client has been answered something else
+	}
 	if key != "" {
 		req.want = ledger.Want{Entity: entityOf(r.Method, scope, key), Fingerprint: g.op.Fingerprint.of(r, body)}
 	}
 	return req, nil
 }
 
+// caller asks the app whose r is.
+func (g *guarded) caller(r *http.Request) (scope string, p *problem) {
+	scope, err := g.config.Scope(r)
+	if err == nil {
+		return scope, nil
+	}
+	g.log.Warn("request refused: it is not known who calls", "operation", g.op.Name, "error", err)
+	if errors.Is(err, ErrUnavailable) {
+		return "", &unaskable
+	}
+	return "", &unidentified
+}
+
 // run lets the handler write its answer. ctx is its request's.
 func (g *guarded) run(ctx context.Context, req *request) (*answer, error) {
-	rec := newRecorder(g.op.MaxResponse)
+	rec := newRecorder(req.outer, g.op.MaxResponse)
 	r := req.again(ctx)
-	defer func() {
-		if r.MultipartForm != nil { // net/http cleans up after its own request, and this is a copy
-			_ = r.MultipartForm.RemoveAll()
-		}
-	}()
+	defer removeForm(r)
 	g.next.ServeHTTP(rec, r)
 	if rec.err != nil {
 		return nil, rec.err
@@ -148,9 +165,18 @@ func (g *guarded) run(ctx context.Context, req *request) (*answer, error) {
 	return rec.answer(), nil
 }
 
-// again is the request under another context, its body to be read from the beginning.
+// again is the request under another context, its body to be read from the beginning. Who has
+// let somebody read it calls [removeForm].
 func (req *request) again(ctx context.Context) *http.Request {
 	r := req.WithContext(ctx)
 	r.Body = io.NopCloser(bytes.NewReader(req.body))
 	return r
+}
+
+// removeForm deletes the files of a form that was read: net/http does so for its own request, and
+// not for a copy.
+func removeForm(r *http.Request) {
+	if r.MultipartForm != nil {
+		_ = r.MultipartForm.RemoveAll()
+	}
 }

@@ -51,9 +51,9 @@ func (k *Keys) status(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, keyInvalid.because(err.Error()))
 		return
 	}
-	scope, err := g.config.Scope(r)
-	if err != nil {
-		g.refuse(w, unidentified)
+	scope, p := g.caller(r)
+	if p != nil {
+		g.refuse(w, *p)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), recordTime)

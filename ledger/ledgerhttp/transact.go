@@ -21,8 +21,9 @@ const (
 // errTaken says that the fact is there: the request was done.
 var errTaken = errors.New("the fact is there")
 
-// errAborted says that a statement of the handler failed, which it did not mention.
-var errAborted = errors.New("the handler's transaction had failed, and its answer did not say so")
+// errAborted says that a statement of the handler failed, which it did not mention, or that the
+// server refused to commit what it wrote.
+var errAborted = errors.New("the handler's transaction failed, and its answer did not say so")
 
 // inTransaction tries to do the request in one transaction with its fact and its answer.
 func (g *guarded) inTransaction(req *request) (outcome, error) {
@@ -100,6 +101,8 @@ func (g *guarded) commit(req *request, tx *transaction, a *answer) (*answer, err
 		return nil, fmt.Errorf("commit: %w; and the ledger does not say whether it happened: %w", err, lookErr)
 	case standings[0].Fact != nil:
 		return nil, errTaken // by us, or by a twin after all; the stored answer is the one that counts
+	case refused(err): // a deferred constraint, say, that will refuse it again: no use in sending it again
+		return nil, fmt.Errorf("commit: %w: %w", errAborted, err)
 	}
 	return nil, fmt.Errorf("commit: %w", err)
 }
@@ -118,7 +121,9 @@ func (g *guarded) look(req *request) (outcome, error) {
 // forget runs the handler for a request without a key: nothing is remembered.
 func (g *guarded) forget(w http.ResponseWriter, req *request) {
 	if g.op.Effect != ledger.InTransaction {
-		g.next.ServeHTTP(w, req.again(req.Context()))
+		r := req.again(req.Context())
+		defer removeForm(r)
+		g.next.ServeHTTP(w, r)
 		return
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), g.op.Timeout)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -89,6 +90,17 @@ func (t *transaction) commit(ctx context.Context, last func(*pgx.Batch)) error {
 		return errAborted
 	}
 	return err
+}
+
+// refused tells whether the server has said that it does not commit, for a reason that does not
+// pass by itself as a conflict with others (class 40, 55P03), a shutdown or a timeout (57) and a
+// lack of resources (53) do.
+func refused(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.SeverityUnlocalized != "ERROR" || pg.Code == "55P03" {
+		return false
+	}
+	return !slices.Contains([]string{"40", "53", "57"}, pg.Code[:min(2, len(pg.Code))])
 }
 
 // rollback undoes what is not committed, and gives the connection back. After a commit, or a
