@@ -13,7 +13,8 @@ import (
 
 // What operators want of runs, while they go on. Each of these writes, in the caller's
 // transaction, what is wanted, and has the run's next visit come at once; the visit does
-// it. A visit that is under way is not waited for.
+// it. A visit that is under way is not waited for, but for its last moment: what is wanted is
+// then either seen by it, or sees what it has done. For that tx is to be READ COMMITTED.
 
 // Errors of [PauseRun] and its siblings.
 var (
@@ -66,7 +67,11 @@ func SetRate(ctx context.Context, tx pgx.Tx, run int64, rate float64) error {
 }
 
 const (
-	controlRowSQL = `/* run: want something */ INSERT INTO oncemore.run_control (run) VALUES ($1) ON CONFLICT (run) DO NOTHING`
+	// The row of a run that goes on, locked.
+	lockControlSQL = `
+/* run: lock its control */
+INSERT INTO oncemore.run_control AS c (run) SELECT r.id FROM oncemore.run r WHERE r.id = $1 AND r.ended_at IS NULL
+ON CONFLICT (run) DO UPDATE SET rate = c.rate`
 
 	// What is wanted is put between.
 	wantSQL = `/* run: want */ UPDATE oncemore.run_control SET `
@@ -90,6 +95,11 @@ WHERE m.type = t.name AND m.entities = ARRAY[r.parent_entity] AND m.lock = 0 AND
 )
 
 func control(ctx context.Context, tx pgx.Tx, run int64, want func(*pgx.Batch)) error {
+	// First the lock, then the look: a visit that ends the run has its control locked, and what
+	// we held back of a run that has ended would stay so.
+	if _, err := tx.Exec(ctx, lockControlSQL, run); err != nil {
+		return fmt.Errorf("lock the control of run %d: %w", run, err)
+	}
 	var ended bool
 	err := tx.QueryRow(ctx, `SELECT ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, run).Scan(&ended)
 	switch {
@@ -101,7 +111,6 @@ func control(ctx context.Context, tx pgx.Tx, run int64, want func(*pgx.Batch)) e
 		return fmt.Errorf("run %d: %w", run, ErrRunEnded)
 	}
 	b := &pgx.Batch{}
-	b.Queue(controlRowSQL, run)
 	want(b)
 	b.Queue(wakeRunSQL, run)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {

@@ -17,7 +17,8 @@ import (
 
 // A planned is what one planning did.
 type planned struct {
-	packs   int
+	packs   int   // sealed
+	sent    int   // the first so many of them; the others have what is only waited for
 	items   int64 // sent
 	skipped int64 // named, and done already
 	going   int64 // named, and open: somebody is at it, or it waits for its next attempt
@@ -52,7 +53,7 @@ func (l *life) planSQL(ctx context.Context, tx pgx.Tx, r *run, child *kind, src 
 	runID := arg(r.id)
 	stale := ""
 	if columns.Has("source_version") {
-		stale = ` AND coalesce(l.source_version, 0) >= s.source_version`
+		stale = ` AND coalesce(l.source_version, 0) >= coalesce(s.source_version, 0)` // NULL is 0, as in the arguments
 	}
 	// The query's entity is computed once: OFFSET 0 keeps the expression from being pulled
 	// up to every place that compares it. What has neither facts nor claims is not joined, and
@@ -119,6 +120,7 @@ FROM packs`
 	if err := tx.QueryRow(ctx, statement, params...).Scan(&p.packs, &p.items, &p.skipped, &p.going, &p.failed, &p.inDoubt); err != nil {
 		return planned{}, err
 	}
+	p.sent = p.packs
 	if claims && !r.planned {
 		_, err = tx.Exec(ctx, reviveSQL+` AND c.entity IN (SELECT unnest(p.entities) FROM oncemore.run_pack p WHERE p.run = $2)`, child.ID, r.id)
 	}
@@ -230,16 +232,15 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 	var todo []queue.Item
 	var failed, open []string
 	for i, st := range standings {
-		revived := st.Open != nil && st.Open.Trouble == ledger.FailedFor && !r.planned
-		if revived {
-			failed = append(failed, st.Open.Entity)
-		}
 		switch {
-		case st.Reason == ledger.Done || st.Reason == ledger.Conflict && st.Fact != nil:
-			p.skipped++
+		case st.Fact != nil && !ledger.Decide(&child.Type, c.wants[i], st.Fact, nil, st.Now).Run():
+			p.skipped++ // its fact ends the matter, whatever is open beside it
 			continue
-		case st.Open == nil || revived:
+		case st.Open == nil:
 			todo = append(todo, c.items[i])
+			continue
+		case st.Open.Trouble == ledger.FailedFor && !r.planned: // a call asks for what has failed as well
+			todo, failed = append(todo, c.items[i]), append(failed, st.Open.Entity)
 			continue
 		case st.Open.Trouble == ledger.FailedFor:
 			p.failed++
@@ -260,6 +261,7 @@ func (l *life) planChunk(ctx context.Context, tx pgx.Tx, r *run, child *kind, c 
 		ms = append(ms, queue.Message{Type: child.name, Items: items, Run: r.id, Pack: r.packs + len(packs), Epoch: r.epoch, Priority: child.Priority})
 		packs = append(packs, entities)
 	}
+	p.sent = len(packs)
 	// What an earlier call left open is in the plan too, and not sent: somebody carries it.
 	// Later pieces of the source must not forget it.
 	if !r.planned || p.failed+p.inDoubt > r.failed+r.inDoubt {

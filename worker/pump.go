@@ -89,10 +89,11 @@ func (l *life) push(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *rerun, chil
 		}
 		items = min(items, r.canary-r.sent)
 	}
+	credit := r.credit // as the last visit that sent left it: what came since counts once
 	if r.rate > 0 {
 		// Unused rate is kept for a second at most, so that a pause is not made up for.
-		r.credit = min(r.credit+r.rate*r.idle.Seconds(), max(r.rate, 1))
-		items = min(items, int64(r.credit))
+		credit = min(credit+r.rate*r.idle.Seconds(), max(r.rate, 1))
+		items = min(items, int64(credit))
 	}
 	switch {
 	case r.ahead == 0:
@@ -108,7 +109,7 @@ func (l *life) push(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *rerun, chil
 	if err != nil || n == 0 {
 		return err
 	}
-	r.credit = max(0, r.credit-float64(n))
+	r.credit = max(0, credit-float64(n))
 	r.sent += n
 	r.idle = 0
 	l.carrier(child).SendBatch(b, messages...)
@@ -301,12 +302,16 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 			return err
 		}
 	}
-	var bad int64
-	if err := tx.QueryRow(ctx, canarySQL, r.id, child.ID, r.epoch, r.canary).Scan(&bad); err != nil {
+	// Nothing is on its way: what is neither a fact nor open has come to nothing, and so might the rest.
+	var failed, nothing int64
+	if err := tx.QueryRow(ctx, canarySQL, r.id, child.ID, r.epoch, child.Type.Version, r.canary).Scan(&failed, &nothing); err != nil {
 		return err
 	}
-	verdict := fmt.Sprintf("%d of the first %d failed", bad, r.canary)
-	if float64(bad) > r.canaryShare*float64(r.canary) {
+	verdict := fmt.Sprintf("%d of the first %d failed", failed, r.canary)
+	if nothing > 0 {
+		verdict += fmt.Sprintf(", %d were not ready or are parked", nothing)
+	}
+	if float64(failed+nothing) > r.canaryShare*float64(r.canary) {
 		r.waits, r.wait = "paused: canary: "+verdict, pausedEvery
 		b.Queue(`/* run: stop at the canary */ UPDATE oncemore.run_control SET paused = $2, canary = 0 WHERE run = $1`, r.id, "canary: "+verdict)
 		tell(b, r.id, "canary", verdict+", more than may: paused")
@@ -327,14 +332,15 @@ SELECT EXISTS (
     AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C" AND c.trouble IS NOT NULL))`
 
 	canarySQL = `
-SELECT count(*) FROM (
+SELECT count(*) FILTER (WHERE c.trouble IS NOT NULL AND (l.entity IS NULL OR c.epoch > l.epoch)),
+       count(*) FILTER (WHERE c.entity IS NULL AND l.entity IS NULL)
+FROM (
     SELECT e.entity FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) WITH ORDINALITY AS e(entity, n)
-    WHERE p.run = $1 ORDER BY p.pack, e.n LIMIT $4) e
+    WHERE p.run = $1 ORDER BY p.pack, e.n LIMIT $5) e
 LEFT JOIN LATERAL (SELECT l.entity, coalesce(l.epoch, 0) AS epoch FROM oncemore.ledger l
-                   WHERE l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 OFFSET 0) l ON true
-LEFT JOIN LATERAL (SELECT c.entity, c.epoch FROM oncemore.claim c
-                   WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" AND c.trouble IS NOT NULL OFFSET 0) c ON true
-WHERE c.entity IS NOT NULL AND (l.entity IS NULL OR c.epoch > l.epoch)`
+                   WHERE l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 AND coalesce(l.version, 0) >= $4 OFFSET 0) l ON true
+LEFT JOIN LATERAL (SELECT c.entity, c.epoch, c.trouble FROM oncemore.claim c
+                   WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true`
 )
 
 // finishRerun ends the run when nothing of it is on its way or being tried any more.
@@ -348,6 +354,11 @@ func (l *life) finishRerun(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 	if err != nil || going > 0 {
 		return err
 	}
+	stale, err := l.outdated(ctx, tx, r, child)
+	if err != nil {
+		return err
+	}
+	missing, r.open = missing+stale, r.open+stale
 	r.notReady, r.ended = missing, true
 	r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0
 	tell(b, r.id, "ended", r.tale())
@@ -366,10 +377,15 @@ func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, wh
 	}
 	r.notReady, r.open, r.ended, r.cancelled = missing, missing+going+r.failed+r.inDoubt, true, true
 	b := &pgx.Batch{}
+	b.Queue(lockEndSQL, r.id)
 	pgqueue.Unhold(b, r.id) // of what was left
 	tell(b, r.id, "cancelled", why)
 	return tx.SendBatch(ctx, b).Close()
 }
+
+// Who wants something of the run just now waits for our commit, and finds that it has ended:
+// it would else hold back what we have let go.
+const lockEndSQL = `/* run: lock its end */ SELECT FROM oncemore.run_control WHERE run = $1 FOR UPDATE`
 
 // A message with an entity that is open is left: it may be what carries that on.
 const withdrawSQL = `

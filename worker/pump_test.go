@@ -56,3 +56,64 @@ func TestBatchesThatAreSmallForWantOfRateDoNotShrinkTheOthers(t *testing.T) {
 		t.Errorf("batches shrank from 100 to %d", n)
 	}
 }
+
+// One a second. Many visits come between two letters, and send nothing: what the rate lets
+// through in the time between is counted once all the same.
+func TestALowRateIsHeededThoughManyVisitsSendNothing(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	set := newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 4) n`, func(context.Context, letter) error { return nil }))
+	w := begin(t, pool, set, quietly(t))
+	rerun(t, pool, worker.Order{Type: "letter", Rate: 1})
+	if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+		t.Errorf("the run: %s", got)
+	}
+	mustStop(t, w)
+	if !ask(t, pool, `SELECT sent_at - planned_at >= interval '4 seconds' FROM oncemore.run`) {
+		t.Errorf("4 letters at 1 a second were sent in %s", text(t, pool, `SELECT (sent_at - planned_at)::text FROM oncemore.run`))
+	}
+}
+
+// The first ten of a thousand are not ready: that is no reason to send the rest.
+func TestACanaryOfWhichNothingComesStopsTheRun(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var worked tally
+	letters := lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 1000) n ORDER BY n`, func(_ context.Context, l letter) error {
+		worked.add(l.Entity())
+		if l.N == 1 {
+			return jobs.Permanent(errTrouble)
+		}
+		return nil
+	})
+	letters.Ready = func(_ context.Context, l letter) (bool, error) { return l.N <= 4, nil }
+	w := begin(t, pool, newSet(t, letters), quietly(t))
+	opened := rerun(t, pool, worker.Order{Type: "letter", Canary: 10, CanaryShare: 0.5})
+	eventuallyRow(t, pool, "the canary is judged", `SELECT EXISTS (SELECT FROM oncemore.run_event WHERE kind = 'canary')`)
+	if got := text(t, pool, `SELECT coalesce(paused, 'not paused') FROM oncemore.run_control`); got != "canary: 1 of the first 10 failed, 6 were not ready or are parked" {
+		t.Errorf("paused: %s", got)
+	}
+	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, opened.Run, "too early") })
+	eventuallyRow(t, pool, "it has ended", `SELECT cancelled FROM oncemore.run`)
+	mustStop(t, w)
+	if n := count(t, pool, `SELECT sent FROM oncemore.run`); n != 10 || worked.sum() != 4 {
+		t.Errorf("%d were sent, %d worked", n, worked.sum())
+	}
+}
+
+// Facts of an older version of the code say nothing about how the first have fared.
+func TestACanaryIsNotJudgedByFactsOfAnOlderVersion(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	letters := lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 100) n ORDER BY n`, func(context.Context, letter) error { return nil })
+	letters.Version = 2
+	letters.Ready = func(_ context.Context, l letter) (bool, error) { return false, nil }
+	w := begin(t, pool, newSet(t, letters), quietly(t))
+	adopt(t, pool, `SELECT n::text FROM generate_series(1, 100) n`)
+	rerun(t, pool, worker.Order{Type: "letter", Canary: 10})
+	eventuallyRow(t, pool, "the canary is judged", `SELECT EXISTS (SELECT FROM oncemore.run_event WHERE kind = 'canary')`)
+	mustStop(t, w)
+	if got := text(t, pool, `SELECT coalesce(paused, 'not paused') FROM oncemore.run_control`); got != "canary: 0 of the first 10 failed, 10 were not ready or are parked" {
+		t.Errorf("paused: %s", got)
+	}
+}

@@ -248,7 +248,7 @@ func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 		}
 		switch {
 		case r.id == 0:
-			return visited{ended: true}, nil
+			return visited{ended: true}, nil // it has ended before
 		case r.cancel != nil:
 			err = l.cancelRun(ctx, tx, &r.run, child, *r.cancel)
 		case !r.planned:
@@ -263,7 +263,7 @@ func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 		if r.planned && !before.planned {
 			tell(b, r.id, "planned", fmt.Sprintf("%d to do, %d done already", r.items, r.skipped))
 		}
-		return visited{r.ended, r.wait}, nil
+		return visited{r.id, r.ended, r.wait}, nil
 	})
 	return r, err
 }
@@ -278,7 +278,8 @@ func (l *life) readRerun(ctx context.Context, it *item, child *kind) (*rerun, *p
 	if err != nil || r.id == 0 || r.planned || !child.Erased.Source.InGo() {
 		return r, nil, err
 	}
-	c, err := r.survey(child).Read(ctx, r.cursor, seqChunk)
+	var c *plan.Chunk
+	err = l.guard([]*item{it}, func() (err error) { c, err = r.survey(child).Read(ctx, r.cursor, seqChunk); return err })
 	return r, c, err
 }
 

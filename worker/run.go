@@ -41,8 +41,8 @@ type run struct {
 	ended, complete, cancelled bool
 }
 
-// maxResends is how often in a row the missing of a run are sent again without progress
-// before it ends without them, as not ready.
+// maxResends is how often in a row what of a run is missing, or done of an older source, is
+// sent again without progress before it ends without that, as not ready.
 const maxResends = 3
 
 // fanOut makes one visit.
@@ -84,7 +84,8 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 		if err == nil && waiting {
 			read = chunk{inGo: true, unread: true}
 		} else if err == nil {
-			read, err = readChunk(ctx, src, child, after)
+			// The app's code, like FanOut that returned it.
+			err = l.guard([]*item{it}, func() (err error) { read, err = readChunk(ctx, src, child, after); return err })
 		}
 		if err != nil {
 			return nil, err
@@ -101,7 +102,7 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 			}
 			return l.planSQL(ctx, tx, r, child, src)
 		}
-		paused, cancelled, err := wishes(ctx, tx, r.id)
+		cancelled, err := cancelledFor(ctx, tx, r.id)
 		if err != nil {
 			return end, err
 		}
@@ -116,22 +117,19 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 		if err != nil {
 			return end, err
 		}
-		if paused {
-			pgqueue.Hold(b, r.id) // what was planned meanwhile waits with the rest
-		}
 		r.save(b)
-		return visited{r.ended, r.pause()}, nil
+		return visited{r.id, r.ended, r.pause()}, nil
 	})
 	return r, err
 }
 
-// wishes is what operators want of a run.
-func wishes(ctx context.Context, tx pgx.Tx, run int64) (paused bool, cancelled string, err error) {
-	err = tx.QueryRow(ctx, `SELECT paused IS NOT NULL, coalesce(cancelled, '') FROM oncemore.run_control WHERE run = $1`, run).Scan(&paused, &cancelled)
+// cancelledFor is why operators want the run to end; empty: they do not.
+func cancelledFor(ctx context.Context, tx pgx.Tx, run int64) (why string, err error) {
+	err = tx.QueryRow(ctx, `SELECT coalesce(cancelled, '') FROM oncemore.run_control WHERE run = $1`, run).Scan(&why)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}
-	return paused, cancelled, err
+	return why, err
 }
 
 // openRun finds the run that goes on for this parent, or begins one: calling it again
@@ -198,31 +196,47 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	if err != nil || going > 0 {
 		return err
 	}
-	if missing < r.notReady {
-		r.resent = 0 // some of them were ready after all
-	}
-	r.notReady = missing
-	if missing > 0 && r.resent >= maxResends {
-		r.ended = true
+	if missing > 0 && missing >= r.notReady && r.resent >= maxResends {
+		r.notReady, r.ended = missing, true
 		return nil
+	}
+	// In a savepoint: it may turn out that nothing is to be sent any more.
+	asked, err := tx.Begin(ctx)
+	if err != nil {
+		return err
 	}
 	p, err := plan()
 	if err != nil {
 		return err
 	}
-	late := p.items // what the plan did not have yet
-	if missing > 0 && p.items > 0 {
-		if err := tx.QueryRow(ctx, lateSQL, r.id, r.packs).Scan(&late); err != nil {
-			return err
+	late, stale, err := l.lookAtSent(ctx, tx, r, child, p)
+	if err != nil {
+		return err
+	}
+	notReady := missing + stale
+	// A source in Go is asked in pieces, and one that names nothing more tells of itself alone.
+	walking := read.more && p.items == 0 && p.going == 0
+	if !walking {
+		if notReady < r.notReady {
+			r.resent = 0 // some of them were ready after all
 		}
+		r.notReady = notReady
+	}
+	r.open += stale
+	if stale > 0 && r.resent >= maxResends {
+		r.ended = true
+		return asked.Rollback(ctx)
+	}
+	if err := asked.Commit(ctx); err != nil {
+		return err
 	}
 	r.packs += p.packs
 	r.items += late
 	r.open += late
-	// A source in Go is asked in pieces. Only a whole walk over it that finds nothing is the
-	// end; what is found begins the walk anew when it is done.
+	// Only a whole walk over it that finds nothing is the end; what is found begins the walk
+	// anew when it is done.
 	r.cursor = ""
-	if read.more && p.items == 0 && p.going == 0 {
+	if walking {
 		r.cursor, r.walking = read.after, true
 		return nil
 	}
@@ -233,18 +247,13 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	case p.items == 0:
 		r.ended = true
 		r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0
-	case missing > 0:
+	case notReady > 0:
 		r.resent++
 	default:
 		r.resent = 0
 	}
 	return nil
 }
-
-const lateSQL = `
-SELECT count(*) FROM (
-SELECT e.entity FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity) WHERE p.run = $1 AND p.pack >= $2
-EXCEPT SELECT unnest(q.entities) FROM oncemore.run_pack q WHERE q.run = $1 AND q.pack < $2) late`
 
 // verify walks over the sealed packs from the first that is not all facts, and counts. It
 // stops at the first stretch where work still goes on.

@@ -282,13 +282,14 @@ func (s *slots) running(f func(*item)) {
 	}
 }
 
-// overdue returns the tasks whose body has run for grace longer than its timeout.
+// overdue returns the tasks whose body has run for grace longer than its timeout, of those
+// that take a slot from others.
 func (s *slots) overdue(now time.Time, grace time.Duration) (tasks [][]*item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sl := range s.active {
 		since, task := sl.since.Load(), sl.task.Load()
-		if since == 0 || task == nil {
+		if since == 0 || task == nil || sl.line != nil && sl.line.beside {
 			continue
 		}
 		if limit := (*task)[0].kind.Erased.Timeout + grace; now.Sub(time.Unix(0, since)) > limit {

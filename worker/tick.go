@@ -180,9 +180,12 @@ UPDATE oncemore.schedule SET cursor = $5, next_at = coalesce($6::timestamptz, 'i
 WHERE name = $1 AND cursor = $2 AND spec = $3 AND zone = $4
 RETURNING 1`
 
+	// The tick that was started last stays, however long ago: its row is what tells that its
+	// work goes on.
 	sweepTicksSQL = `
 /* schedule: sweep */
 DELETE FROM oncemore.schedule_tick WHERE schedule = $1 AND outcome <> 'queued'
+AND tick IS DISTINCT FROM (SELECT s.last_started FROM oncemore.schedule s WHERE s.name = $1)
 AND tick < (SELECT t.tick FROM oncemore.schedule_tick t WHERE t.schedule = $1 ORDER BY t.tick DESC OFFSET $2 LIMIT 1)`
 )
 

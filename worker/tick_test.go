@@ -304,6 +304,25 @@ func TestAYearOfMissedSecondsIsNotWalkedOver(t *testing.T) {
 	}
 }
 
+// The record is swept at times. The row of the tick whose work goes on is left: without it
+// nobody could tell that it does.
+func TestATickThatRunsIsNotForgottenHoweverManyAreSkipped(t *testing.T) {
+	c := newClockwork(t, hourly("bell"))
+	c.say(time.Hour, "13:00 started")
+	mustExec(t, c.pool, `INSERT INTO oncemore.schedule_tick (schedule, tick, outcome, at) SELECT 'bell', $1::timestamptz + n * interval '1 millisecond', 'skipped', $1 FROM generate_series(1, 10001) n`, noon.Add(time.Hour))
+	c.say(2*time.Hour, "14:00 skipped")
+	c.say(3*time.Hour, "15:00 skipped")
+	if n := count(t, c.pool, `SELECT count(*) FROM oncemore.schedule_tick`); n > 10_002 {
+		t.Errorf("%d ticks are recorded, want the newest 10,000 or so and the one that runs", n)
+	}
+	c.works()
+	c.say(4*time.Hour, "16:00 started")
+	c.say(5*time.Hour, "17:00 skipped")
+	if ask(t, c.pool, `SELECT EXISTS (SELECT FROM oncemore.schedule_tick WHERE tick = $1)`, noon.Add(time.Hour)) {
+		t.Error("the tick that has ended is still recorded, behind 10,000 others")
+	}
+}
+
 // It is asked once a tick, while the queue may be long.
 func TestWhetherATickHasEndedIsAskedOfIndexes(t *testing.T) {
 	c := newClockwork(t, hourly("bell"))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 )
 
 // inVisit makes one visit to a run, a fan-out's or a re-run's, in one transaction under the
@@ -33,7 +34,10 @@ func (l *life) inVisit(ctx context.Context, it *item, do func(tx pgx.Tx, b *pgx.
 		}
 		o := it.outcome(ledger.Ended)
 		var next []queue.Message
-		if !v.ended {
+		if !v.ended { // what an ended run leaves goes on without it, and nobody could resume that
+			if err := holdPaused(ctx, tx, b, v.run); err != nil {
+				return err
+			}
 			// A visit is no attempt: only those that fail count.
 			o.State, o.Attempts, o.Absent, o.Delay = ledger.ToRetry, 0, true, v.wait
 			next = append(next, *it.retry(o.Delay))
@@ -52,9 +56,31 @@ func (l *life) inVisit(ctx context.Context, it *item, do func(tx pgx.Tx, b *pgx.
 
 // visited is how a run stands when a visit to it is over.
 type visited struct {
+	run   int64
 	ended bool
 	wait  time.Duration // until the next visit, where it has not
 }
+
+// holdPaused holds back what there is of a paused run that has not begun: also what this visit
+// sends, which who paused the run could not see, and what was sent for another attempt.
+//
+// Whether it is paused is asked when the visit is all but over, under a lock: who resumes the
+// run either did before, or waits for our commit and finds what we held. Else it would be held
+// for a century. Where it is not paused nothing is locked: who pauses it just then does not
+// wait, and the next visit holds what slipped through.
+func holdPaused(ctx context.Context, tx pgx.Tx, b *pgx.Batch, run int64) error {
+	var paused bool
+	err := tx.QueryRow(ctx, lockPauseSQL, run).Scan(&paused)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		pgqueue.Hold(b, run)
+	}
+	return err
+}
+
+const lockPauseSQL = `/* run: lock the pause */ SELECT true FROM oncemore.run_control WHERE run = $1 AND paused IS NOT NULL FOR SHARE`
 
 const lockClaimSQL = `/* claim: lock */ SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
 

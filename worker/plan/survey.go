@@ -158,7 +158,7 @@ func (s *Survey) sieve(columns Columns, within *stretch, arg func(any) string) s
 	}
 	fact += ` AND coalesce(l.version, 0) >= ` + arg(s.Version) + `::int`
 	if columns.Has("source_version") {
-		fact += ` AND coalesce(l.source_version, 0) >= s.source_version`
+		fact += ` AND coalesce(l.source_version, 0) >= coalesce(s.source_version, 0)`
 	}
 	if within != nil {
 		return ` WHERE NOT EXISTS ` + fact + ` AND l.entity >= ` + arg(within.first) + ` AND l.entity <= ` + arg(within.last) + `)`
