@@ -67,8 +67,14 @@ func Enqueue[A Args](ctx context.Context, to queue.Sender, args ...A) error {
 	return to.Send(ctx, ms...)
 }
 
-// NewItem encodes args as an item of a message.
-func NewItem(a Args) (queue.Item, error) {
+// NewItem encodes args as an item of a message. A panic of their own code (Entity, say, of a
+// field that was left out) is an error that wraps [queue.ErrInvalid].
+func NewItem(a Args) (it queue.Item, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("%w: encode %T: %w", queue.ErrInvalid, a, panicked(v))
+		}
+	}()
 	raw, err := json.Marshal(a)
 	if err != nil {
 		return queue.Item{}, fmt.Errorf("%w: encode %s %q: %w", queue.ErrInvalid, a.JobType(), a.Entity(), err)
@@ -83,9 +89,18 @@ type Input struct {
 	SourceVersion int64
 }
 
+// panicked is the panic of code that args bring along. What a message says must not end the
+// process that reads it: nothing is claimed by then, so nobody would count how many died of it.
+func panicked(v any) error { return fmt.Errorf("the code of the arguments: panic: %v", v) }
+
 // decode reads raw as an A and binds it to the entity that the message names: the ledger
 // would otherwise complete one entity for work on another.
-func decode[A Args](jobType, entity string, raw []byte) (Input, error) {
+func decode[A Args](jobType, entity string, raw []byte) (in Input, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			in, err = Input{}, panicked(v)
+		}
+	}()
 	var a A
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return Input{}, fmt.Errorf("the arguments do not decode as %T: %w", a, err)
@@ -93,7 +108,7 @@ func decode[A Args](jobType, entity string, raw []byte) (Input, error) {
 	if got := a.Entity(); got != entity {
 		return Input{}, fmt.Errorf("the arguments are of entity %q, the message is of %q", got, entity)
 	}
-	in := Input{Args: a}
+	in = Input{Args: a}
 	// Encoded anew, so that spaces, the order of fields and fields that A does not know
 	// make no difference: a query, a Go producer and one in another language agree.
 	canonical, err := json.Marshal(a)

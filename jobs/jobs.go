@@ -49,11 +49,16 @@ func Verifiable(settle time.Duration) Effect { return ledger.Verifiable(settle) 
 type Job[A Args] struct {
 	// Ready tells whether the work can be done at all yet; nil means always. Work that is
 	// not ready is no failure. With a Source it is left for a later call, since the source
-	// still names it; without one it comes again, up to a bound, and is then listed.
+	// still names it; without one it comes again, up to a bound, and is then listed. An error,
+	// a panic or a timeout is a failed attempt, which had no effect.
 	Ready func(ctx context.Context, a A) (bool, error)
 
 	// Done looks at the world for the effect: true records the fact without doing
-	// anything. An error means "cannot tell". It is asked before every attempt.
+	// anything. It is asked before every attempt. An error, a panic or a timeout means "cannot
+	// tell": where an earlier attempt may have had its effect, the work is then in doubt; else
+	// it is a failed attempt, which had no effect.
+	//
+	// Ready and Done have Policy.Timeout each, beside that of the body.
 	Done func(ctx context.Context, a A) (bool, error)
 
 	// Do makes an effect outside the database; Effect is required with it.
@@ -210,11 +215,16 @@ func (j Job[A]) erase() (*Erased, error) {
 	}
 	name := e.Type
 	e.Decode = func(entity string, raw []byte) (Input, error) { return decode[A](name, entity, raw) }
-	e.Parse = func(raw []byte) (Args, error) {
+	e.Parse = func(raw []byte) (_ Args, err error) {
 		var a A
+		defer func() {
+			if v := recover(); v != nil {
+				err = panicked(v)
+			}
+		}()
 		d := json.NewDecoder(bytes.NewReader(raw))
 		d.DisallowUnknownFields()
-		err := d.Decode(&a)
+		err = d.Decode(&a)
 		return a, err
 	}
 	e.Knows = func(raw []byte) error { _, err := e.Parse(raw); return err }
@@ -257,8 +267,22 @@ func (p *Policy) fill() {
 	if p.PackSize == 0 {
 		p.PackSize = 100
 	}
-	if p.Backoff == nil {
-		p.Backoff = DefaultBackoff
+	p.Backoff = steady(p.Backoff)
+}
+
+// steady is a Backoff that has an answer when the job's own panics: it is asked when an attempt
+// has failed, and how that one ended must be recorded.
+func steady(own func(attempt int) time.Duration) func(int) time.Duration {
+	if own == nil {
+		return DefaultBackoff
+	}
+	return func(attempt int) (d time.Duration) {
+		defer func() {
+			if recover() != nil {
+				d = DefaultBackoff(attempt)
+			}
+		}()
+		return own(attempt)
 	}
 }
 
@@ -290,7 +314,7 @@ func (j Job[A]) check(e *Erased) error {
 	case !outside && given:
 		return fmt.Errorf("job %s works inside a transaction and needs no Effect: it happens with the fact or not at all", e.Type)
 	case outside && !j.Effect.Valid():
-		return fmt.Errorf("job %s: effect %s needs a positive duration", e.Type, j.Effect)
+		return fmt.Errorf("job %s: effect %s: its duration must be positive (of Verifiable: not negative)", e.Type, j.Effect)
 	case j.Effect.NeedsCheck() && j.Done == nil:
 		return fmt.Errorf("job %s is Verifiable but has no Done: what would be asked after a crash?", e.Type)
 	case j.Version != 0 && !e.Effect.MayRepeat():

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,7 +63,13 @@ func (e *UndoneError) Unwrap() error { return e.Err }
 // one read by primary key: after 20 ms, and then ever more rarely, at last once in a second. A
 // worker in the same process wakes them at once; others send nothing, for that would be a cost
 // of every job.
+//
+// What no work can be called, such as an entity with a NUL, it refuses at once.
 func (l *Ledger) Await(ctx context.Context, jobType string, w Want) (json.RawMessage, error) {
+	// Before the room: the database would refuse a read with such a name in it, for all who share it.
+	if err := cmp.Or(checkName("job type", jobType), checkName("entity", w.Entity)); err != nil {
+		return nil, fmt.Errorf("await work of %.40q: %w", jobType, err)
+	}
 	f, err := l.wait(ctx, waitKey{jobType, w.Entity}, w)
 	switch {
 	case err != nil:

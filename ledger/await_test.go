@@ -195,3 +195,31 @@ func TestTheEndOfTheContextSaysWhereTheWorkStood(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// All who wait in a process share one read, and Postgres refuses the whole of it for one NUL.
+func TestWhoWaitsForNonsenseIsToldSoAndTheOthersGoOn(t *testing.T) {
+	t.Parallel()
+	w, a, _ := two(t, ledger.Repeatable)
+	answers := w.waiting(plain(e))
+	type name struct{ jobType, entity string }
+	refused := make(chan answer)
+	nonsense := []name{{w.kind.Name, "a\x00"}, {w.kind.Name, "a\xff"}, {w.kind.Name, ""}, {w.kind.Name, strings.Repeat("a", 513)},
+		{"a\x00", e}, {"a\xff", e}, {"", e}}
+	for _, n := range nonsense {
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			_, err := w.Await(ctx, n.jobType, plain(n.entity))
+			refused <- answer{err: err}
+		}()
+	}
+	w.goesOn(answers)
+	w.settle(a, returning(completed(plain(e), w.claim(a, plain(e))), `7`))
+	w.told(answers, `7`)
+	for range nonsense {
+		err := (<-refused).err
+		if _, waited := errors.AsType[*ledger.UndoneError](err); err == nil || waited || !strings.HasPrefix(err.Error(), "await ") {
+			t.Errorf("waiting for nonsense: %v", err)
+		}
+	}
+}

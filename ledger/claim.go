@@ -144,7 +144,9 @@ func (l *Ledger) Sweep(ctx context.Context, t *Type, os []*Open) error {
 }
 
 // SweepMoot removes claims that a fact outranks and nobody living holds, of the given types:
-// what is left when a worker, or its connection, breaks between the two looks of a claim.
+// what is left when a worker, or its connection, breaks between the two looks of a claim. What is
+// listed as failed, or in doubt, with other arguments than the fact's stays (as listed in
+// decide.go says).
 // Nobody else looks at them until the work is asked for again. It reads all claims, so it is
 // for now and then.
 func (l *Ledger) SweepMoot(ctx context.Context, types []int32) error {
@@ -161,7 +163,9 @@ DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
     SELECT c.ctid FROM oncemore.claim c
     WHERE c.job_type = ANY ($1::int[]) AND (c.owner IS NULL OR EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND w.dead_at IS NOT NULL))
       AND EXISTS (SELECT FROM oncemore.ledger l WHERE l.job_type = c.job_type AND l.entity = c.entity
-                  AND coalesce(l.epoch, 0) >= c.epoch AND coalesce(l.source_version, 0) >= c.source_version)
+                  AND coalesce(l.epoch, 0) >= c.epoch AND coalesce(l.source_version, 0) >= c.source_version
+                  AND NOT (coalesce(c.trouble, '') IN ('failed', 'in_doubt') AND c.fingerprint <> l.fingerprint
+                           AND c.fingerprint <> 0 AND l.fingerprint <> 0 AND c.fingerprint >> 56 = l.fingerprint >> 56))
     ORDER BY c.job_type, c.entity LIMIT 1000 FOR UPDATE OF c SKIP LOCKED))`
 
 func (l *Ledger) drop(ctx context.Context, t *Type, entities []string, fences []int64) error {

@@ -231,6 +231,13 @@ func (o *Open) Covers(w Want) bool {
 	return o.Epoch >= w.Epoch && o.SourceVersion >= w.SourceVersion && !differ(o.Fingerprint, w.Fingerprint)
 }
 
+// listed tells whether the claim o must stay beside the fact f for who looks after failures and
+// doubts: it is about other arguments, which f says nothing of, and no message brings them again.
+// What is being worked, or retried, has one, and is then seen to be a conflict.
+func (o *Open) listed(f *Fact) bool {
+	return (o.Trouble == FailedFor || o.Trouble == Doubtful) && differ(o.Fingerprint, f.Fingerprint)
+}
+
 // Fingerprints differ only where both are known and were made by the same rule, which
 // the upper bits name: a later rule must not turn every fact into a conflict.
 func differ(a, b int64) bool { return a != b && a != 0 && b != 0 && a>>56 == b>>56 }

@@ -96,8 +96,14 @@
 //	                                                                TestI3InTransactionEffectsHappenOnceWhenAClaimMeetsAFirstDelivery
 //	insert fact                     fail, without a claim           B's claim lies beside the fact, is outranked and swept: done
 //	                                                                TestClaimlessFailureAfterACompletion
-//	claim                           fail, without a claim           A's claim stays as it is: ongoing
+//	insert fact                     fail, other args, without one   B's claim lies beside the fact, and stays listed as failed
+//	                                                                TestI8AFactOfOtherArgumentsSweepsNothingAwayThatIsListed
+//	claim                           fail, without a claim           B is refused, A's claim stays as it is: ongoing
 //	                                                                TestClaimlessFailureDuringAClaim
+//	claim, source 5                 fail, source 9, without a claim B is refused and looks again: ongoing, then stale
+//	                                                                TestClaimlessFailureOfANewerSourceDuringAClaim
+//	fail, without a claim           fail, other args, without one   B is refused and looks again: a conflict
+//	                                                                TestClaimlessFailureAfterAnotherClaimlessFailure
 //	claim                           Record                          the app's fact stands; A's completion only removes its claim
 //	                                                                TestCompletionAfterAnAdoption
 //	declared dead                   take over                       B has it, by the way of any other retry

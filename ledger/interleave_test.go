@@ -248,9 +248,35 @@ func TestClaimlessFailureDuringAClaim(t *testing.T) {
 	w, a, b := two(t, ledger.Repeatable)
 	w.claim(a, plain(e))
 	rows := w.rows()
-	w.settle(b, failed(plain(e), claimless, ledger.GaveUp))
+	late := failed(plain(e), claimless, ledger.GaveUp)
+	w.settle(b, late)
+	w.want("refused", late.Refused, true)
 	w.want("rows changed", w.rows() != rows, false)
 	w.want("e", w.reason(e), ledger.Ongoing)
+}
+
+// Of two who fail for one entity without a claim, with other arguments, in one settlement or one
+// after the other, one is kept.
+func TestClaimlessFailureAfterAnotherClaimlessFailure(t *testing.T) {
+	w, a, b := two(t, ledger.Repeatable)
+	other := plain(e)
+	other.Fingerprint = otherArgs
+	first, twin, second := failed(plain(e), claimless, ledger.GaveUp), failed(other, claimless, ledger.GaveUp), failed(other, claimless, ledger.GaveUp)
+	w.settle(a, first, twin)
+	w.settle(b, second)
+	w.want("refused", fmt.Sprint(first.Refused, twin.Refused, second.Refused), "false true true")
+	w.want("the first", w.reason(e), ledger.Failed)
+	w.want("the other", w.look(other).Reason, ledger.Conflict)
+}
+
+func TestClaimlessFailureOfANewerSourceDuringAClaim(t *testing.T) {
+	w, a, b := two(t, ledger.InTransaction)
+	c := w.claim(a, source(e, 5))
+	late := failed(source(e, 9), claimless, ledger.GaveUp)
+	w.settle(b, late)
+	w.want("refused", late.Refused, true)
+	w.settle(a, completed(source(e, 5), c))
+	w.want("b looks again", w.look(source(e, 9)).Reason, ledger.StaleSource)
 }
 
 func TestCompletionAfterAnAdoption(t *testing.T) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,6 +20,23 @@ type Ledger struct{ pool *pgxpool.Pool }
 // New returns the ledger in pool's database, whose schema must be current (see
 // package migrations).
 func New(pool *pgxpool.Pool) *Ledger { return &Ledger{pool} }
+
+// maxName keeps keys fit for the index; queues refuse longer ones too.
+const maxName = 512
+
+// checkName tells whether s can name a job type or an entity, as queues do, before the database
+// does: what that refuses fails the whole transaction, or all who share a statement.
+func checkName(kind, s string) error {
+	switch {
+	case s == "" || len(s) > maxName:
+		return fmt.Errorf("the %s %.40q has %d bytes, allowed are 1 to %d", kind, s, len(s), maxName)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("the %s %.40q is not valid UTF-8", kind, s)
+	case strings.IndexByte(s, 0) >= 0:
+		return fmt.Errorf("the %s %.40q contains a NUL byte", kind, s)
+	}
+	return nil
+}
 
 // Register gives t its number, and a new job type its row. aliases are earlier names
 // of the same job type; the first that exists lends its number, so that its facts

@@ -89,7 +89,7 @@ func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standin
 		}
 		if f != nil && o != nil {
 			outranked := f.Epoch >= o.Epoch && f.SourceVersion >= o.SourceVersion
-			st.Sweep = outranked && !o.Held()
+			st.Sweep = outranked && !o.Held() && !o.listed(f)
 			st.Carry = !outranked && (st.Reason == Done || st.Reason == Conflict) && (o.Trouble == NoTrouble || o.Trouble == Retrying)
 		}
 		st.Settling = st.Reason == Waiting && !now.Before(o.NotBefore)

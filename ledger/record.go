@@ -14,9 +14,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// maxEntity keeps keys fit for the index; queues refuse longer ones too.
-const maxEntity = 512
-
 // Record inserts facts in the caller's transaction, and tells which of them are new: the
 // app's own way to say "this is done", for work that it did without a job, or to adopt
 // what an older system did. Do it together with the effect, and the two commit together.
@@ -28,8 +25,8 @@ func Record(ctx context.Context, tx pgx.Tx, t *Type, ws ...Want) (fresh []bool, 
 	outs := make([]*Outcome, len(ws))
 	index := make(map[string]int, len(ws))
 	for i, w := range ws {
-		if w.Entity == "" || len(w.Entity) > maxEntity {
-			return nil, fmt.Errorf("record facts of %s: entity %.40q has %d bytes, allowed are 1 to %d", t.Name, w.Entity, len(w.Entity), maxEntity)
+		if err := checkName("entity", w.Entity); err != nil {
+			return nil, fmt.Errorf("record facts of %s: %w", t.Name, err)
 		}
 		outs[i] = &Outcome{Want: w, Attempts: 1, Evidence: Adopted}
 		if _, twice := index[w.Entity]; twice {

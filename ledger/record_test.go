@@ -37,6 +37,31 @@ func TestRecordRefusesAnEntityNamedTwice(t *testing.T) {
 	}
 }
 
+// Postgres would refuse such a name too, and with it the app's transaction.
+func TestRecordRefusesWhatIsNoNameAndTheTransactionGoesOn(t *testing.T) {
+	w := newWorld(t, ledger.Once)
+	w.in(func(tx pgx.Tx) {
+		for _, entity := range []string{"", "a\x00", "a\xff", strings.Repeat("a", 513)} {
+			if _, err := ledger.Record(t.Context(), tx, w.kind, plain("a"), plain(entity)); err == nil {
+				t.Errorf("%.10q was recorded", entity)
+			}
+		}
+		fresh, err := ledger.Record(t.Context(), tx, w.kind, plain("b"))
+		w.ok(err)
+		w.want("fresh", fmt.Sprint(fresh), "[true]")
+	})
+	w.want("facts", w.facts(), 1)
+}
+
+// One look is one caller's: what Postgres refuses of it is that caller's error alone.
+func TestALookForWhatIsNoNameFailsAlone(t *testing.T) {
+	w := newWorld(t, ledger.Once)
+	if _, err := w.Look(t.Context(), w.kind, []ledger.Want{plain("a"), plain("a\x00")}); err == nil {
+		t.Error("it was found")
+	}
+	w.want("a", w.reason("a"), ledger.Missing)
+}
+
 func TestI3InTransactionEffectsHappenOnceARecordedFactRollsBackWithItsEffect(t *testing.T) {
 	w := newWorld(t, ledger.Once)
 	w.exec(`CREATE TABLE effect (x int)`)

@@ -40,7 +40,7 @@ type Outcome struct {
 	Class    string        // of the error, for grouping
 	Error    string        // capped when stored; empty: nothing to record of the attempt
 	Again    bool          // this settlement was tried before, and may have been committed then
-	Refused  bool          // set by Settle: the fence was lost, and nothing was changed
+	Refused  bool          // set by Settle: the fence was lost, or without one the place of a claim was taken, and nothing was changed
 }
 
 // Caps of what is stored of an error.
@@ -63,7 +63,12 @@ const (
 //
 // Running it twice, because the answer to the first commit was lost or because somebody
 // else had recorded one of the facts ([IsTaken]), is harmless: set Again, and what is
-// recorded already is recognized by its fact.
+// recorded already is recognized by its fact. Without a claim there is no telling whose fact it
+// is: set Again there only for a fact that says the same.
+//
+// An outcome other than a completion is Refused as well where there was no claim and by now
+// there is one, be it from the same settlement: then nothing says that the work did not
+// complete, unless its message looks again.
 func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	outs = inKeyOrder(outs)
 	var first, done, open, opened, ended []*Outcome
@@ -121,7 +126,7 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	}
 	if len(opened) > 0 {
 		c, f := openColumns(opened), factColumns(opened)
-		b.Queue(openSQL, t.ID, c.entity, c.state, c.delay, c.err, f.fp, f.epoch, f.source, f.run, c.attempts, c.args)
+		b.Queue(openSQL, t.ID, c.entity, c.state, c.delay, c.err, f.fp, f.epoch, f.source, f.run, c.attempts, c.args).Query(refuseAllBut(opened))
 	}
 	queueAttempts(b, t, owner, outs)
 }
@@ -218,6 +223,23 @@ func refuse(outs []*Outcome) func(pgx.Rows) error {
 			if !held[i] {
 				o.Refused = true
 			}
+		}
+		return nil
+	}
+}
+
+// refuseAllBut reads the entities that an outcome was inserted for: the first of outs that has it. The
+// others are refused.
+func refuseAllBut(outs []*Outcome) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		inserted := make(map[string]bool, len(outs))
+		var entity string
+		if _, err := pgx.ForEachRow(rows, []any{&entity}, func() error { inserted[entity] = true; return nil }); err != nil {
+			return err
+		}
+		for _, o := range outs {
+			o.Refused = !inserted[o.Entity]
+			delete(inserted, o.Entity)
 		}
 		return nil
 	}
@@ -419,8 +441,9 @@ SET fence = nextval('oncemore.fence'), owner = NULL,
 FROM w WHERE c.ctid = w.tid
 RETURNING w.n`
 
-// A first delivery without a claim did not complete. Where a claim has appeared, its
-// holder or its next attempt has the work; where a fact has, the retry will find it.
+// A first delivery without a claim did not complete. Where a claim has appeared, it may stand
+// for less, or for other arguments: that is refused, and looks again. Where a fact has, the retry
+// will find it; a failure stays listed beside it if that has other arguments.
 const openSQL = `
 /* claim: open */
 INSERT INTO oncemore.claim (fence, job_type, entity, trouble, not_before, error, fingerprint, epoch, source_version, run, attempts, args)
@@ -428,7 +451,8 @@ SELECT nextval('oncemore.fence'), $1, w.entity, CASE w.state WHEN 'returned' THE
        CASE w.state WHEN 'retrying' THEN clock_timestamp() + w.delay END, nullif(w.error, ''), w.fp, w.epoch, w.source, w.run, w.attempts, w.args
 FROM unnest($2::text[], $3::text[], $4::interval[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::int[], $11::text[])
      AS w(entity, state, delay, error, fp, epoch, source, run, attempts, args)
-ON CONFLICT (job_type, entity) DO NOTHING`
+ON CONFLICT (job_type, entity) DO NOTHING
+RETURNING entity`
 
 const attemptSQL = `
 /* attempt: record */

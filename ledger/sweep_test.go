@@ -44,3 +44,25 @@ func TestWhatIsLeftBesideFactsIsSweptWhereNobodyLivingHoldsIt(t *testing.T) {
 	w.want("claims", w.opens(), 3)
 	w.want("of what is done and not held", value[bool](w, `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = ANY ('{done,given back}'))`), false)
 }
+
+// Two deliveries with other arguments meet, and need no claim: one has failed for good, or is in
+// doubt, and the other completes. The fact does not answer what is listed, so that stays listed,
+// whoever looks. What has a message to carry it is parked when that comes, and nothing is lost.
+func TestI8AFactOfOtherArgumentsSweepsNothingAwayThatIsListed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, ledger.InTransaction)
+	a := w.worker()
+	for entity, state := range map[string]ledger.State{"failed": ledger.GaveUp, "in doubt": ledger.Unclear, "retrying": ledger.ToRetry, "failed of the same": ledger.GaveUp} {
+		other := plain(entity)
+		if other.Fingerprint = otherArgs; entity == "failed of the same" {
+			other.Fingerprint = someArgs
+		}
+		w.settle(a, failed(other, claimless, state))
+		w.settle(a, completed(plain(entity), claimless))
+		st := w.look(plain(entity))
+		w.want("what is asked for of "+entity, st.Reason, ledger.Done)
+		w.want("to be swept of "+entity, st.Sweep, entity == "retrying" || entity == "failed of the same")
+	}
+	w.ok(w.SweepMoot(t.Context(), []int32{w.kind.ID}))
+	w.want("left", value[string](w, `SELECT string_agg(entity, ', ' ORDER BY entity) FROM oncemore.claim`), "failed, in doubt")
+}

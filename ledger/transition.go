@@ -140,18 +140,15 @@ func (t Transition) Apply(ctx context.Context, tx pgx.Tx, update func() (pgconn.
 }
 
 func (t Transition) check() error {
-	n := len(t.Key())
 	switch {
 	case t.Type == nil || t.Type.ID == 0:
 		return errors.New("its Type is not registered: see Ledger.Register")
 	case t.Entity == "" || t.From == "" || t.To == "":
 		return errors.New("an entity, a state and another state are needed: Entity, From and To must not be empty")
-	case n > maxEntity:
-		return fmt.Errorf("its key has %d bytes, allowed are %d", n, maxEntity)
 	case t.Version < 0:
 		return fmt.Errorf("the version %d is negative", t.Version)
 	}
-	return nil
+	return checkName("key", t.Key())
 }
 
 // When a transition was recorded.

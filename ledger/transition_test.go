@@ -126,7 +126,9 @@ func TestATransitionThatIsNotWholeIsRefused(t *testing.T) {
 		"negative":           at(w.from("7", "cart", "ordered"), -1),
 		"must not be empty":  w.from("7", "", "ordered"),
 		"not registered":     {Entity: "7", From: "cart", To: "ordered"},
-		"allowed are 512":    w.from(strings.Repeat("x", 600), "cart", "ordered"),
+		"allowed are 1 to":   w.from(strings.Repeat("x", 600), "cart", "ordered"),
+		"NUL byte":           w.from("7\x00", "cart", "ordered"),
+		"not valid UTF-8":    w.from("7", "cart", "ord\xffered"),
 		"see Ledger.Registe": {Type: &ledger.Type{Name: "new"}, Entity: "7", From: "cart", To: "ordered"},
 	} {
 		if _, err := w.apply(tr); err == nil || !strings.Contains(err.Error(), what) {

@@ -73,9 +73,10 @@ type Delivery struct {
 	Bad      []byte // the raw body, when it could not be decoded; Message then holds what is known
 }
 
-// A Sender accepts messages. Send is all or nothing: on an error none, or
-// (where only the answer was lost) all of the messages are sent. It refuses
-// messages that break the limits with an error that wraps [ErrInvalid].
+// A Sender accepts messages. After an error of Send none of them are sent, or all (where
+// only the answer was lost), or, where the backend has no transactions, as SQS, some: to
+// send all of them again is right. It refuses messages that break the limits with an error
+// that wraps [ErrInvalid], and then sends none.
 type Sender interface {
 	Send(ctx context.Context, ms ...Message) error
 }

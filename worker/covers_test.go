@@ -2,9 +2,15 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/worker"
@@ -144,5 +150,71 @@ SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.i
 	mustStop(t, r)
 	if got := standing(t, pool, "2"); got != "in_doubt 1" || runs.of("2") != 0 {
 		t.Errorf("%q after %d runs, want it in doubt after none", got, runs.of("2"))
+	}
+}
+
+// Work is looked at and waits for a slot. Meanwhile another attempt, of a newer source, took its
+// claim over, and it is not known what came of that. The key is that attempt's now, and what is
+// done under it is what that attempt was to do.
+func TestI4NoBlindRepeatWhatWaitedForASlotIsDoneOfTheNewestSourceThatWasTried(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	g := newGate()
+	var sent tally
+	set := newSet(t, jobs.Job[page]{Effect: jobs.Keyed(time.Hour), Do: func(ctx context.Context, p page) error {
+		sent.add(fmt.Sprint(p.Entity(), " of ", p.Revision))
+		return g.pass(ctx, p.Entity())
+	}})
+	w := newWorker(t, pool, set, worker.Config{Slots: 1})
+	enqueue(t, pgq(pool), page{1, 1})
+	r := runWorker(t, w)
+	within(t, "the only slot is taken", g.entered)
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 5, 0, t.id, 1, '2', '{"id":2,"source_version":5}' FROM oncemore.job_type t WHERE t.name = 'page'`)
+	enqueue(t, pgq(pool), page{2, 5})
+	eventuallyRow(t, pool, "it waits for a slot", `SELECT EXISTS (SELECT FROM oncemore.message WHERE lock > 0 AND entities = '{2}')`)
+	eventuallyRow(t, pool, "it has surely been looked at", `SELECT clock_timestamp() > first_claimed_at + interval '2 seconds' FROM oncemore.claim WHERE entity = '2'`)
+	epoch := count(t, pool, `SELECT nextval('oncemore.epoch')`)
+	mustExec(t, pool, `UPDATE oncemore.claim SET fence = nextval('oncemore.fence'), epoch = $1, source_version = 9, args = '{"id":2,"source_version":9}' WHERE entity = '2'`, epoch)
+	eventuallyRow(t, pool, "it is a second since then", `SELECT clock_timestamp() > first_claimed_at + interval '4 seconds' FROM oncemore.claim WHERE entity = '2'`)
+	close(g.open)
+	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE entity = '2' AND epoch = $1 AND source_version = 9)`, epoch)
+	mustStop(t, r)
+	if sent.of("2 of 5") != 0 || sent.of("2 of 9") != 1 {
+		t.Errorf("of source 5 it was sent %d times, of source 9 %d times", sent.of("2 of 5"), sent.of("2 of 9"))
+	}
+}
+
+// A forced attempt is carried by a message that asks for less. The app records the work as it
+// was wanted at first, and then the transaction of what was forced is not committed. What the
+// app has recorded says nothing of that transaction.
+func TestALostCommitOfForcedWorkIsNotMistakenForAFactOfLess(t *testing.T) {
+	t.Parallel()
+	direct, proxied, proxy := throughProxy(t)
+	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Backoff: quickly}, DoTx: func(context.Context, pgx.Tx, letter) error { return nil }})
+	w := newWorker(t, proxied, set, worker.Config{}) // registers the job type
+	epoch := count(t, direct, `SELECT nextval('oncemore.epoch')`)
+	mustExec(t, direct, `
+INSERT INTO oncemore.claim (fence, trouble, not_before, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), 'retrying', now(), 0, $1, 0, 0, t.id, 2, '1', '{"n":1}' FROM oncemore.job_type t WHERE t.name = 'letter'`, epoch)
+	var recorded, lost atomic.Bool
+	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		const hold = "fact: complete a claim"
+		switch {
+		case b.Has(hold) && recorded.CompareAndSwap(false, true):
+			mustExec(t, direct, `INSERT INTO oncemore.ledger (job_type, entity, fingerprint, attempts, evidence) SELECT id, '1', 0, 1, 'a' FROM oncemore.job_type WHERE name = 'letter'`)
+		case b.Has("commit") && slices.Contains(b.Tx, hold) && lost.CompareAndSwap(false, true):
+			return pgproxy.Lost
+		}
+		return pgproxy.Pass
+	})
+	enqueue(t, pgq(direct), letter{1})
+	r := runWorker(t, w)
+	eventuallyRow(t, direct, "what was forced is done, and nothing is left", `
+SELECT EXISTS (SELECT FROM oncemore.ledger WHERE epoch = $1) AND NOT EXISTS (SELECT FROM oncemore.claim) AND NOT EXISTS (SELECT FROM oncemore.message)`, epoch)
+	mustStop(t, r)
+	if !lost.Load() {
+		t.Error("no commit was lost")
 	}
 }

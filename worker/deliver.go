@@ -95,7 +95,7 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 		it.raise()
 		switch {
 		case l.orphaned(it):
-			it.end = ending{keep: true, err: errAnswerLost, outcome: givenBack(it.outcome(""))}
+			l.returnOrphan(it)
 			idle = append(idle, it)
 		case !it.standing.Reason.Run():
 			l.decideIdle(it)
@@ -347,13 +347,15 @@ func (l *life) stillRuns(it *item) bool {
 		return false
 	}
 	it.standing = standings[0]
-	if l.orphaned(it) {
-		it.standing.Reason = ledger.Retry
-	}
-	if it.standing.Reason.Run() {
+	it.raise()
+	switch {
+	case it.standing.Reason.Run():
 		return true
+	case l.orphaned(it):
+		l.returnOrphan(it)
+	default:
+		l.decideIdle(it)
 	}
-	l.decideIdle(it)
 	l.endItem(it)
 	return false
 }
@@ -425,12 +427,13 @@ func (l *life) exhausted(it *item) bool {
 }
 
 // notReady ends an item that cannot be done yet. With a source it is missing there, and a
-// later call finds it; without one, or where it is open and therefore not missing, only
-// this message brings it back.
+// later call finds it; without one, or where it is open and therefore not missing, or forced
+// though the source may find it done, only this message brings it back. A run has a plan, and
+// sends again what is missing of it.
 func (l *life) notReady(it *item) {
 	it.end = ending{reason: "not_ready"}
 	switch {
-	case it.standing.Open == nil && (!it.kind.Erased.Source.IsZero() || it.Run != 0):
+	case it.standing.Open == nil && (it.Run != 0 || it.Epoch == 0 && !it.kind.Erased.Source.IsZero()):
 	case it.Deferred >= maxDeferred:
 		it.end.err = fmt.Errorf("still not ready after %d postponements", it.Deferred)
 		if it.standing.Open == nil {

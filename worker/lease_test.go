@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -228,6 +229,28 @@ func TestWorkThatIsNotReadyIsLeftToItsSourceOrComesAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// By its source what was forced is done: no later call would find it there.
+func TestI1NoLossForcedWorkThatIsNotReadyComesAgainThoughItsSourceHasItAsDone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var ready atomic.Bool
+	ready.Store(true)
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Repeatable, Source: jobs.SQL[letter](`SELECT '1' AS entity, 1 AS n`),
+		Ready: func(context.Context, letter) (bool, error) { return ready.Load(), nil },
+		Do:    func(context.Context, letter) error { return nil }})
+	w := begin(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), letter{1})
+	eventually(t, "it is done", func() bool { return standing(t, pool, "1") == "done r 1" })
+	ready.Store(false)
+	forced := together(t, letter{1})
+	forced.Epoch = count(t, pool, `SELECT nextval('oncemore.epoch')`)
+	sendMessages(t, pgq(pool), forced)
+	eventuallyRow(t, pool, "what was forced is sent on for later", `SELECT EXISTS (SELECT FROM oncemore.message WHERE deferred >= 1 AND lock = 0 AND epoch = $1)`, forced.Epoch)
+	ready.Store(true)
+	eventuallyRow(t, pool, "it is done anew", `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE epoch = $1) AND NOT EXISTS (SELECT FROM oncemore.message)`, forced.Epoch)
+	mustStop(t, w)
 }
 
 // The first attempt failed, and at its retry it is not ready. Its claim holds it back from

@@ -19,8 +19,10 @@ import (
 // compare what we hold by the table with what we have in hand. Until one of them does, the
 // others put the message off.
 
-// hands are the entities that a life has claimed or is claiming, until they are settled:
-// counted, because a duplicate may ask for what is being worked.
+// hands are the entities that a life has claimed or is claiming, until what became of them is
+// recorded: counted, because a duplicate may ask for what is being worked. Where it could not be
+// recorded they stay in hand to the end of the life, which is near: the work was begun, and must
+// not pass for a claim whose answer was lost.
 type hands struct {
 	mu   sync.Mutex
 	full map[handKey]int
@@ -72,6 +74,11 @@ func (l *life) orphaned(it *item) bool {
 }
 
 var errAnswerLost = errors.New("the answer to its claim was lost")
+
+// returnOrphan writes the ending of an orphan whose message is at hand: it comes again.
+func (l *life) returnOrphan(it *item) {
+	it.end = ending{keep: true, err: errAnswerLost, outcome: givenBack(it.outcome(""))}
+}
 
 // givenBack is the outcome of an orphan: an attempt that never began is not charged, and is
 // no evidence of an effect.

@@ -1,13 +1,20 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
@@ -79,4 +86,64 @@ func TestI1AClaimWhoseAnswerWasLostIsGivenBackThoughItsMessageComesToOthers(t *t
 	if n := count(t, pool, `SELECT count(*) FROM oncemore.attempt`); n != 1 {
 		t.Errorf("%d entries among the attempts, want that of what was given back", n)
 	}
+}
+
+// The end of an attempt could not be recorded before the lease was lost. Its claim stands in the
+// table under our id, and nobody works on it any more, as with an orphan; but it was begun. A
+// duplicate that is just looking at it must not give it back as if it had not been.
+func TestI4NoBlindRepeatWhatWasBegunAndCouldNotBeRecordedIsNoOrphan(t *testing.T) {
+	t.Parallel()
+	direct, proxied, proxy := throughProxy(t)
+	g := newGate()
+	var runs tally
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(ctx context.Context, l letter) error {
+		runs.add(l.Entity())
+		return g.pass(context.WithoutCancel(ctx), l.Entity())
+	}})
+	unrecorded := newWatch("outcomes not recorded")
+	w := begin(t, proxied, set, worker.Config{Lease: 3 * time.Second, Log: slog.New(slog.NewTextHandler(unrecorded, nil))})
+	enqueue(t, pgq(direct), letter{1})
+	within(t, "it is being worked", g.entered)
+
+	looking, goOn := make(chan struct{}), make(chan struct{})
+	var cut atomic.Bool
+	var one sync.Once
+	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		look := func(sql string) bool { return strings.Contains(sql, "SELECT l.* FROM oncemore.ledger l") }
+		switch {
+		case !b.Writes && slices.ContainsFunc(b.SQL, look):
+			one.Do(func() { close(looking); <-goOn })
+		case cut.Load() && b.Writes:
+			return pgproxy.Lost
+		}
+		return pgproxy.Pass
+	})
+	enqueue(t, pgq(direct), letter{1})
+	within(t, "its duplicate is being looked at", looking)
+	cut.Store(true)
+	close(g.open)
+	within(t, "what came of it could not be recorded", unrecorded.seen)
+	cut.Store(false)
+	close(goOn)
+	eventually(t, "it is in doubt", func() bool { return standing(t, direct, "1") == "in_doubt 1" })
+	mustStop(t, w)
+	if n := runs.of("1"); n != 1 {
+		t.Errorf("it was worked %d times", n)
+	}
+}
+
+// A watch waits for a text in a log.
+type watch struct {
+	text string
+	seen chan struct{}
+	once sync.Once
+}
+
+func newWatch(text string) *watch { return &watch{text: text, seen: make(chan struct{})} }
+
+func (w *watch) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(w.text)) {
+		w.once.Do(func() { close(w.seen) })
+	}
+	return len(p), nil
 }

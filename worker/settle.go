@@ -47,14 +47,28 @@ func (l *life) settle(k *kind, items []*item) {
 		ledger.Hint(k.name, it.Entity)
 	}
 	l.tell(items)
+	if err == nil {
+		l.letGo(items)
+	}
 	l.leave(items, acks)
 }
 
-// onSeen tells whether it ends under the fence of a claim that was only seen, and nothing
-// else carries it on. The claim may change before that is recorded, and then wait for this
-// very message: so it is acknowledged when it is known that the fence held, and not before.
+// letGo takes out of our hands what has been recorded.
+func (l *life) letGo(items []*item) {
+	for _, it := range items {
+		if it.claim.Won {
+			l.hands.drop(it.kind, it.Entity)
+		}
+	}
+}
+
+// onSeen tells whether it ends under the fence of a claim that was only seen, or fails where no
+// claim was seen, and nothing else carries it on. The claim may change, or appear, before that is
+// recorded, and then wait for this very message, or stand for other work: so it is acknowledged
+// when it is known that the outcome is in the table, and not before.
 func (it *item) onSeen() bool {
-	return it.end.outcome.State != "" && it.end.outcome.Fence != 0 && !it.claim.Won && it.end.send == nil
+	o := &it.end.outcome
+	return o.State != "" && (o.Fence != 0 || o.State != ledger.Completed) && !it.claim.Won && it.end.send == nil
 }
 
 // sweep removes claims that a fact outranks, before the messages that showed them are
@@ -109,10 +123,10 @@ func gather(items []*item) (outs []*ledger.Outcome, sends []queue.Message, parke
 	return outs, sends, parked
 }
 
-// taken looks at first completions of which some were recorded by somebody else, and
-// takes those back: the same work may have been done twice side by side, since it may be
+// taken looks at first completions of which some were recorded by somebody else, or by us when
+// the answer was lost, and takes those back: the same work may have been done twice side by side, since it may be
 // repeated; with other arguments that must be seen. It tells whether there were any.
-func (l *life) taken(k *kind, items []*item) (found bool) {
+func (l *life) taken(k *kind, items []*item) (found bool, err error) {
 	var first []*item
 	var wants []ledger.Want
 	for _, it := range items {
@@ -122,7 +136,7 @@ func (l *life) taken(k *kind, items []*item) (found bool) {
 	}
 	standings, err := l.ledger.Look(l.record, &k.Type, wants)
 	if err != nil {
-		return false
+		return false, err
 	}
 	done := map[string]int64{} // the fingerprint by entity
 	for i, it := range first {
@@ -144,7 +158,7 @@ func (l *life) taken(k *kind, items []*item) (found bool) {
 			it.end.outcome = ledger.Outcome{}
 		}
 	}
-	return found
+	return found, nil
 }
 
 // redo has repeatable work done once more that was reported after its claim was lost: an
@@ -199,20 +213,24 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 		if l.record.Err() != nil || l.lease.Context().Err() != nil {
 			return outs, err
 		}
-		if ledger.IsTaken(err) {
-			if l.taken(k, items) {
+		taken := ledger.IsTaken(err)
+		if taken {
+			var found bool
+			if found, err = l.taken(k, items); found {
 				outs, sends, parked = gather(items)
 				continue
 			}
-			for _, o := range outs {
-				o.Again = true
-			}
+		}
+		// A completion without a claim is tried as it was: the fact that is there by then may be
+		// somebody else's, with other arguments, and must not swallow it. Where it is our own,
+		// because only the answer was lost, taken is told so as well.
+		for _, o := range outs {
+			o.Again = o.Fence != 0 || o.State != ledger.Completed
+		}
+		if taken && err == nil {
 			continue
 		}
 		l.log.Warn("settling failed, trying again", "type", k.name, "items", len(items), "in", wait, "error", err)
-		for _, o := range outs {
-			o.Again = true
-		}
 		select {
 		case <-l.record.Done():
 			return outs, err
@@ -260,9 +278,6 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 		}
 	}
 	for _, it := range items {
-		if it.claim.Won {
-			l.hands.drop(it.kind, it.Entity)
-		}
 		if it.recorded != nil {
 			close(it.recorded)
 		}

@@ -37,6 +37,7 @@ func (l *life) workMany(task []*item) {
 		l.suspects.Lock()
 		defer l.suspects.Unlock()
 	}
+	defer l.returnRest(task)
 	ready := make([]*item, 0, len(task))
 	for _, it := range task {
 		if l.mayStart(it) && l.ask(it) && !l.exhausted(it) && l.claimOne(it) {
@@ -44,6 +45,18 @@ func (l *life) workMany(task []*item) {
 		}
 	}
 	l.many(ready)
+}
+
+// returnRest gives back what is left of a task when a body or a check has ended the goroutine:
+// guard judges the items that it was called with, and nobody comes back to the others, claimed
+// or not. What was tried of them was rolled back.
+func (l *life) returnRest(task []*item) {
+	for _, it := range task {
+		if !it.ended.Load() {
+			it.end = ending{}
+			l.finish(it, ledger.Returned, errExited)
+		}
+	}
 }
 
 // many does its items in one transaction, or halves them where that fails.
@@ -112,11 +125,11 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	if err != nil {
 		return err
 	}
-	mine := make([]*item, 0, len(its))
+	mine, wants := make([]*item, 0, len(its)), make([]ledger.Want, 0, len(its))
 	for i, it := range its {
 		it.end = ending{}
 		if held[i] {
-			mine = append(mine, it)
+			mine, wants = append(mine, it), append(wants, outs[i].Want) // of the epoch that the fact has now
 			if it == first {
 				ctx.attempt.Epoch = outs[i].Epoch
 			}
@@ -150,20 +163,17 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	if err = tx.Commit(commit); err == nil {
 		return nil
 	}
-	return l.committed(mine, err)
+	return l.committed(first.kind, wants, err)
 }
 
-// committed answers a commit that returned an error: the facts tell whether it happened.
-// Where they do not, it was rolled back, or it still hangs in the server; then the next
-// attempt waits for it at the same fact.
-func (l *life) committed(its []*item, cause error) error {
-	wants := make([]ledger.Want, len(its))
-	for i, it := range its {
-		wants[i] = it.want
-	}
+// committed answers a commit that returned an error: the facts tell whether it happened, of
+// the epochs under which they were held; a message may ask for less. Where they do not, it was
+// rolled back, or it still hangs in the server; then the next attempt waits for it at the same
+// fact.
+func (l *life) committed(k *kind, wants []ledger.Want, cause error) error {
 	ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
 	defer cancel()
-	standings, err := l.ledger.Look(ctx, &its[0].kind.Type, wants)
+	standings, err := l.ledger.Look(ctx, &k.Type, wants)
 	if err != nil {
 		return fmt.Errorf("commit: %w; and the ledger does not say whether it happened: %w", cause, err)
 	}

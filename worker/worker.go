@@ -78,8 +78,10 @@ type Worker struct {
 	away    atomic.Bool // the last life ended, or did not begin, for want of the database or the lease
 }
 
-// New checks the set against the database: the schema is there, and the sources' columns
-// decode as their arguments. It starts nothing.
+// New registers the set's job types in the database, whose schema must be current, and so needs
+// the right to write there. It refuses a job on a queue that Config.Queues does not name, a Source
+// that cannot be run or whose columns do not decode as the arguments, a schedule that could start
+// nothing, and settings that are out of bounds. It starts nothing.
 func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Worker, error) {
 	if c.Slots == 0 {
 		c.Slots = 16

@@ -107,6 +107,9 @@ func (p *process) settled(t *rapid.T, o *ledger.Outcome) {
 		t.Fatalf("%s %s: epoch %d is completed, and its effect was not had: %+v", e.Name, e.name, o.Epoch, e.effects)
 	}
 	if o.Fence == 0 {
+		if there := e.open != nil; o.State != ledger.Completed && o.Refused != there {
+			t.Fatalf("%s %s: %s without a claim is refused=%t; the claim is %v", e.Name, e.name, o.State, o.Refused, e.open)
+		}
 		switch {
 		case o.State != ledger.Completed && e.open == nil:
 			e.open = &open{trouble: troubleOf(o.State), epoch: o.Epoch, source: o.SourceVersion, attempts: o.Attempts}

@@ -48,6 +48,7 @@ func (p *process) finish(t *rapid.T, items ...*item) {
 	var outs []*ledger.Outcome
 	var sends []queue.Message
 	var acks, releases []queue.Delivery
+	var unsure []*item
 	for _, it := range items {
 		if o := it.end.outcome; o != nil {
 			outs = append(outs, o)
@@ -60,6 +61,11 @@ func (p *process) finish(t *rapid.T, items ...*item) {
 			sends = append(sends, *it.end.send)
 		}
 		it.keep = it.keep || it.end.keep
+		if o := it.end.outcome; o != nil && o.State != ledger.Completed && o.Fence == 0 && it.end.send == nil {
+			// There may be a claim by now that stands for less: not before that is known.
+			unsure = append(unsure, it)
+			continue
+		}
 		if it.left--; it.left == 0 && it.keep {
 			releases = append(releases, it.Delivery)
 		} else if it.left == 0 {
@@ -67,6 +73,7 @@ func (p *process) finish(t *rapid.T, items ...*item) {
 		}
 		p.items = slices.DeleteFunc(p.items, func(x *item) bool { return x == it })
 	}
+	p.items = slices.DeleteFunc(p.items, func(x *item) bool { return slices.Contains(unsure, x) })
 	settle := func() error {
 		return p.ledger.RunBatch(p.ctx, func(b *pgx.Batch) {
 			ledger.Settle(b, &kind.Type, p.lease.ID, outs)
@@ -87,6 +94,18 @@ func (p *process) finish(t *rapid.T, items ...*item) {
 	}
 	p.ok(t, p.ledger.RecordDisputes(p.ctx, &kind.Type, p.lease.ID, outs))
 	p.redo(t, outs, items)
+	acks = nil
+	for _, it := range unsure {
+		it.keep = it.keep || it.end.outcome.Refused
+		if it.left--; it.left == 0 && it.keep {
+			releases = append(releases, it.Delivery)
+		} else if it.left == 0 {
+			acks = append(acks, it.Delivery)
+		}
+	}
+	if len(acks) > 0 {
+		p.ok(t, p.pg.Ack(p.ctx, acks...))
+	}
 	if len(releases) > 0 {
 		p.ok(t, p.pg.Release(p.ctx, 0, releases...))
 	}

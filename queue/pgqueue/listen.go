@@ -16,9 +16,10 @@ const (
 	listenSQL = `LISTEN ` + channel
 )
 
-// Listen turns the hints of senders into earlier receives, until ctx ends. It takes
-// one connection out of the pool for itself, and replaces it when it breaks, with
-// growing pauses. Nothing depends on it but latency, so it has no errors to return.
+// Listen turns the hints of senders into earlier receives, until ctx ends. It has a
+// connection of its own, made by the pool and not counted against it, and replaces it
+// when it breaks, with growing pauses. Nothing depends on it but latency, so it has no
+// errors to return.
 func (q *Queue) Listen(ctx context.Context) {
 	for pause := 100 * time.Millisecond; ctx.Err() == nil; pause = min(2*pause, 30*time.Second) {
 		start := time.Now()

@@ -144,10 +144,11 @@ func item(job *jobs.Erased, in Input) (queue.Item, error) {
 	if err != nil {
 		return queue.Item{}, fmt.Errorf("does not decode as %T: %w", a, err)
 	}
-	if entity := a.Entity(); in.Entity != "" && in.Entity != entity {
-		return queue.Item{}, fmt.Errorf("is of entity %q, not %q", entity, in.Entity)
+	it, err := jobs.NewItem(a)
+	if err == nil && in.Entity != "" && in.Entity != it.Entity {
+		return queue.Item{}, fmt.Errorf("is of entity %q, not %q", it.Entity, in.Entity)
 	}
-	return jobs.NewItem(a)
+	return it, err
 }
 
 // Enqueue sends a batch, all of it or nothing. Work that is done is skipped by whoever
