@@ -45,22 +45,22 @@ type Migration struct {
 }
 
 // A NewerError says that the database was migrated by a newer program than this
-// one. Migrations only add, so a caller that knows the two fit may go on.
+// one. Migrations only add, so this one goes on working.
 type NewerError struct {
 	Database int64 // the version of the database's schema
 	Binary   int64 // the newest version that this program knows
 }
 
 func (e *NewerError) Error() string {
-	return fmt.Sprintf("the database's schema is at version %d, this program knows versions up to %d: use a newer program", e.Database, e.Binary)
+	return fmt.Sprintf("the database's schema is at version %d, this program knows versions up to %d", e.Database, e.Binary)
 }
 
 // Up brings the database to the newest version and returns what it applied, in
 // order; nothing when the database was current, which costs one small read and
 // takes no lock. Many processes may call it at once: one migrates, and the others
-// return when it is done. The error is a [*NewerError] when the database is ahead
-// of this program. After any error the database is at some whole version, and
-// calling Up again goes on from there.
+// return when it is done. A database that is ahead of this program is left as it is, without an
+// error: while a fleet is being replaced the old programs must be able to restart. [Status] tells.
+// After an error the database is at some whole version, and calling Up again goes on from there.
 //
 // Up opens up to two connections of its own, with the pool's settings and hooks,
 // so a small or busy pool cannot block it.
@@ -79,7 +79,7 @@ func up(ctx context.Context, pool *pgxpool.Pool, fsys fs.FS) ([]Migration, error
 		if held || err != nil {
 			// Read from the database: a newer program may have held the lock before us.
 			all, statusErr := status(ctx, pool, fsys)
-			if err == nil {
+			if _, newer := errors.AsType[*NewerError](statusErr); err == nil && !newer {
 				err = statusErr
 			}
 			return slices.DeleteFunc(all, func(m Migration) bool { return !slices.Contains(versions, m.Version) }), err
@@ -181,10 +181,7 @@ func isCurrent(ctx context.Context, pool *pgxpool.Pool, fsys fs.FS) (bool, error
 	if err != nil {
 		return false, fmt.Errorf("read the schema's version: %w", err)
 	}
-	if version > newest {
-		return false, &NewerError{Database: version, Binary: newest}
-	}
-	return version == newest, nil
+	return version >= newest, nil
 }
 
 const sqlApplied = `

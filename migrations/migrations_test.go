@@ -130,7 +130,8 @@ func TestUpWaitsForTheProcessThatMigrates(t *testing.T) {
 	}
 }
 
-func TestADatabaseOfANewerProgramIsRefusedWithBothVersions(t *testing.T) {
+// While a fleet is being replaced, a program of before restarts on the schema of after.
+func TestADatabaseOfANewerProgramIsLeftAsItIsAndStatusSaysBothVersions(t *testing.T) {
 	pool := pgtest.Pool(t)
 	if _, err := pool.Exec(t.Context(), "INSERT INTO oncemore.migration (version_id, is_applied) VALUES (9000, true)"); err != nil {
 		t.Fatal(err)
@@ -140,12 +141,11 @@ func TestADatabaseOfANewerProgramIsRefusedWithBothVersions(t *testing.T) {
 	if !ok || newer.Database != 9000 || newer.Binary != known[len(known)-1].Version {
 		t.Errorf("Status: %v", err)
 	}
-	_, err = migrations.Up(t.Context(), pool)
-	if newer, ok = errors.AsType[*migrations.NewerError](err); !ok || newer.Database != 9000 || newer.Binary != known[len(known)-1].Version {
-		t.Errorf("Up: %v", err)
-	}
 	if err != nil && !strings.Contains(err.Error(), "9000") {
 		t.Errorf("the error does not name the database's version: %v", err)
+	}
+	if applied, err := migrations.Up(t.Context(), pool); err != nil || len(applied) > 0 {
+		t.Errorf("Up applied %v: %v", applied, err)
 	}
 }
 

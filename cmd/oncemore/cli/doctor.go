@@ -25,7 +25,7 @@ to see the plans of what they run, and with pg_read_all_stats to see the session
 
 Checks: ` + strings.Join(admin.CheckNames(), ", ") + `.
 
-Exit codes: 0 nothing is bad, 3 something is (with --strict, or is a warning).`}
+Exit codes: 0 nothing is bad; 3 something is bad, or, with --strict, is a warning.`}
 	output := outputFlag(cmd, "table", "json", "jsonl")
 	strict := cmd.Flags().Bool("strict", false, "let a warning count as bad")
 	skip := cmd.Flags().StringSlice("skip", nil, "leave out these `checks`")

@@ -34,7 +34,15 @@ func (p *program) migrateUp(cmd *cobra.Command, _ []string) error {
 	for _, m := range applied {
 		fmt.Fprintf(cmd.ErrOrStderr(), "applied %d %s\n", m.Version, m.Name)
 	}
-	if err == nil && len(applied) == 0 {
+	if err != nil || len(applied) > 0 {
+		return err
+	}
+	_, err = migrations.Status(cmd.Context(), pool)
+	if newer, is := errors.AsType[*migrations.NewerError](err); is {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s: there is nothing to do\n", newer)
+		return nil
+	}
+	if err == nil {
 		fmt.Fprintln(cmd.ErrOrStderr(), "the schema is current")
 	}
 	return err

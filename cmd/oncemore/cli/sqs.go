@@ -35,7 +35,7 @@ the program's worker reads. It changes nothing, and receives nothing.
   bad     work stands still or is lost, or can be
   unseen  it could not be looked at
 
-Exit codes: 0 nothing is bad, 3 something is (with --strict, or is a warning).`,
+Exit codes: 0 nothing is bad; 3 something is bad, or, with --strict, is a warning.`,
 		ValidArgsFunction: cobra.NoFileCompletions}
 	output := outputFlag(cmd, "table", "json", "jsonl")
 	strict := cmd.Flags().Bool("strict", false, "let a warning count as bad")
