@@ -6,10 +6,11 @@
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## install the PostgreSQL server binaries, if there are none
+setup: ## install what the demo, the examples and the tests miss (as root on Debian)
 	@.ci/setup
 
-demo: setup ## 1,000 invitations, an outage, a kill -9, and one of each delivered (QUEUE=sqs, ARGS='-o json')
+demo: ## 1,000 invitations, an outage, a kill -9, and one of each delivered (QUEUE=sqs, ARGS='-o json')
+	@.ci/setup $(if $(QUEUE),,postgres)
 	@go run ./cmd/oncemore demo $(if $(QUEUE),--queue $(QUEUE)) $(ARGS)
 
 examples: setup ## play all examples, and end with a table of what they prove (EXAMPLES='signup counter' for some)
@@ -24,7 +25,7 @@ test-full: setup ## all tests in full: every case of the matrix, the orders and 
 test-containers: setup ## the contract of the queues and the invariants, on PostgreSQL 17 and SQS in containers
 	@integration_test/containers/run
 
-test-all: setup ## all tests on PostgreSQL 15 (or what is installed), 17 and 18
+test-all: setup ## all tests on PostgreSQL 15 (or what is installed) and 18 (there without standbys), most packages on 17
 	@.ci/test-all
 
 mutants: setup ## take the guarantees out one by one: a test must fail for each (MUTANT=word)
