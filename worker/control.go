@@ -20,7 +20,29 @@ import (
 var (
 	ErrNoRun    = errors.New("there is no such run")
 	ErrRunEnded = errors.New("the run has ended")
+	ErrNoRate   = errors.New("is a fan-out, which sends all at once and has no rate: limit its job type, or pause it")
 )
+
+// mostRate is far above what any database bears, and small enough to be counted with.
+const mostRate = 1e9
+
+// CheckRate returns what is wrong with a number of entities a second that a run is to send,
+// in words for its author: it is from 0, as fast as the database bears it, to a billion.
+func CheckRate(rate float64) error {
+	if rate >= 0 && rate <= mostRate { // what is no number is neither
+		return nil
+	}
+	return fmt.Errorf("a rate is a number of entities a second: it must not be negative, nor above %.0f; 0 is as fast as the database bears it", float64(mostRate))
+}
+
+// counted is a rate, or what is left of one, as it was stored: also by a program that did
+// not check it. What no bound holds is none at all.
+func counted(stored float64) float64 {
+	if CheckRate(stored) != nil {
+		return 0
+	}
+	return stored
+}
 
 // PauseRun has no more of the run begin: nothing is sent, and what is sent and not yet
 // being worked is held back. What is being worked goes on to its end.
@@ -51,10 +73,20 @@ func CancelRun(ctx context.Context, tx pgx.Tx, run int64, why string) error {
 }
 
 // SetRate changes how many entities the run sends in a second; 0 is as many as the
-// database bears. A fan-out sends all it plans at once and has no rate: limit its job type.
+// database bears. A fan-out sends all it plans at once and has none: [ErrNoRate].
 func SetRate(ctx context.Context, tx pgx.Tx, run int64, rate float64) error {
-	if rate < 0 {
-		return errors.New("the rate of a run must not be negative")
+	if err := CheckRate(rate); err != nil {
+		return err
+	}
+	// What a run is of never changes, so this needs no lock.
+	var fanOut bool
+	err := tx.QueryRow(ctx, `SELECT selection IS NULL FROM oncemore.run WHERE id = $1`, run).Scan(&fanOut)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows): // control says so
+	case err != nil:
+		return fmt.Errorf("look for run %d: %w", run, err)
+	case fanOut:
+		return fmt.Errorf("run %d %w", run, ErrNoRate)
 	}
 	return control(ctx, tx, run, func(b *pgx.Batch) {
 		b.Queue(wantSQL+`rate = $2`+ofRun, run, rate)

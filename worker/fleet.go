@@ -104,7 +104,10 @@ func (l *life) keepGrant(ctx context.Context, k *kind, ln *line) {
 	}
 }
 
-var errNoPermit = errors.New("other workers have all permits of the type")
+var (
+	errNoPermit     = errors.New("other workers have all permits of the type")
+	errDeclaredDead = errors.New("this worker was declared dead")
+)
 
 // bid says what is wanted for ln. Until the answer is there no more begin than run: what
 // was granted before may be cut.
@@ -156,7 +159,13 @@ func (l *life) negotiate(ctx context.Context, k *kind, b bid) (bodies int, wait 
 		batch.Queue(turnstileSQL, k.ID)
 		switch {
 		case limit.Running > 0 && b.bodies > 0:
-			batch.Queue(permitSQL, k.ID, l.lease.ID, b.running, b.bodies, limit.Running).QueryRow(func(r pgx.Row) error { return r.Scan(&bodies) })
+			batch.Queue(permitSQL, k.ID, l.lease.ID, b.running, b.bodies, limit.Running).QueryRow(func(r pgx.Row) error {
+				err := r.Scan(&bodies)
+				if errors.Is(err, pgx.ErrNoRows) {
+					return errDeclaredDead
+				}
+				return err
+			})
 		case limit.Running > 0:
 			batch.Queue(noPermitSQL, k.ID, l.lease.ID)
 		}
@@ -173,7 +182,8 @@ const (
 	turnstileSQL = `/* limit: lock */ SELECT f.job_type FROM oncemore.fleet_limit f WHERE f.job_type = $1 FOR UPDATE`
 
 	// Everybody who has a row has a share, those with nothing so far included. Rows of the
-	// dead are no more than dust, and swept up here.
+	// dead are no more than dust, and swept up here. Who was declared dead has no share, and
+	// gets no row: the condition is on the group, since a sum over nothing is a row as well.
 	permitSQL = `/* limit: permit */
 WITH others AS MATERIALIZED (
     SELECT p.worker, p.bodies, w.dead_at IS NOT NULL AS dead FROM oncemore.permit p JOIN oncemore.worker w ON w.id = p.worker
@@ -182,7 +192,7 @@ WITH others AS MATERIALIZED (
     DELETE FROM oncemore.permit p WHERE p.job_type = $1 AND p.worker IN (SELECT o.worker FROM others o WHERE o.dead)
 ), mine AS (
     SELECT greatest(0, least($4::int, $5::int - coalesce(sum(o.bodies), 0)::int, ceil($5::float8 / (1 + count(*)))::int)) AS bodies
-    FROM others o WHERE NOT o.dead AND EXISTS (SELECT FROM oncemore.worker w WHERE w.id = $2 AND w.dead_at IS NULL)
+    FROM others o WHERE NOT o.dead HAVING EXISTS (SELECT FROM oncemore.worker w WHERE w.id = $2 AND w.dead_at IS NULL)
 ), kept AS (
     INSERT INTO oncemore.permit AS p (job_type, worker, bodies) SELECT $1, $2, greatest($3::int, m.bodies) FROM mine m
     ON CONFLICT (job_type, worker) DO UPDATE SET bodies = excluded.bodies WHERE p.bodies <> excluded.bodies

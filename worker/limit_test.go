@@ -271,3 +271,27 @@ SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_t
 	eventuallyRow(t, pool, "it is done", `SELECT count(*) = 1 FROM oncemore.ledger`)
 	mustStop(t, w)
 }
+
+// A worker was declared dead, and has not noticed yet: for the others its permits are free,
+// so that whatever it were given would be given twice.
+func TestAWorkerThatWasDeclaredDeadGetsNoPermit(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Repeatable, Policy: jobs.Policy{FleetLimit: jobs.Limit{Running: 4}},
+		Do: func(context.Context, letter) error { return nil }})
+	w := newWorker(t, pool, set, worker.Config{}) // opens the turnstile
+	mustExec(t, pool, `INSERT INTO oncemore.worker (id, name, expires, dead_at) OVERRIDING SYSTEM VALUE
+VALUES (101, 'living', now() + interval '1 hour', NULL), (102, 'declared dead', now(), now())`)
+	if n, err := w.Negotiate(t.Context(), "letter", 101, 0, 9); err != nil || n != 4 {
+		t.Fatalf("the living worker gets %d permits, %v", n, err)
+	}
+	if n, err := w.Negotiate(t.Context(), "letter", 102, 0, 9); err == nil || n != 0 {
+		t.Errorf("the one that was declared dead gets %d permits, %v", n, err)
+	}
+	if n := count(t, pool, `SELECT coalesce(sum(bodies), 0) FROM oncemore.permit`); n != 4 {
+		t.Errorf("%d permits are given out, there are 4", n)
+	}
+	if n, err := w.Negotiate(t.Context(), "letter", 101, 4, 9); err != nil || n != 4 {
+		t.Errorf("then the living worker has %d permits, %v", n, err)
+	}
+}

@@ -35,7 +35,7 @@ type Order struct {
 	Reason string // and why, in their words
 	Origin string // and from where: a command on a host, a schedule
 
-	Rate        float64       // items a second at most; 0: as fast as the database bears it
+	Rate        float64       // items a second at most: see [CheckRate]; 0: as fast as the database bears it
 	Canary      int64         // so many first, and the rest only if few enough of them failed; 0: none
 	CanaryShare float64       // of them may fail, from 0 to 1
 	Delay       time.Duration // before it begins
@@ -118,9 +118,9 @@ func (o *Order) check() error {
 	switch {
 	case o.Type == "":
 		return errors.New("a re-run needs a job type")
-	case o.Rate < 0:
-		return errors.New("the rate of a re-run must not be negative")
-	case o.Canary < 0 || o.CanaryShare < 0 || o.CanaryShare > 1:
+	case CheckRate(o.Rate) != nil:
+		return CheckRate(o.Rate)
+	case o.Canary < 0 || !(o.CanaryShare >= 0 && o.CanaryShare <= 1):
 		return errors.New("a canary is a number of entities, and a share from 0 to 1 of them that may fail")
 	case o.Delay < 0:
 		return errors.New("the delay of a re-run must not be negative")
@@ -294,6 +294,7 @@ func loadRerun(ctx context.Context, tx pgx.Tx, it *item, query string) (*rerun, 
 	} else if err != nil {
 		return nil, err
 	}
+	r.rate, r.credit = counted(r.rate), counted(r.credit)
 	if err := json.Unmarshal([]byte(selection), &r.Selection); err != nil {
 		return nil, jobs.Permanent(fmt.Errorf("decode the selection of run %d: %w", r.id, err))
 	}

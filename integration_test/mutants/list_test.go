@@ -247,8 +247,8 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the permits of those who are not declared dead",
 		file:  "worker/fleet.go",
-		old:   `FROM others o WHERE NOT o.dead AND EXISTS`,
-		new:   `FROM others o WHERE false AND EXISTS`,
+		old:   `FROM others o WHERE NOT o.dead HAVING EXISTS`,
+		new:   `FROM others o WHERE false HAVING EXISTS`,
 		tests: "./worker Fleet|Permit",
 	}, {
 		lacks: "the end of the permits of the dead",

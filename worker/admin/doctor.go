@@ -26,7 +26,7 @@ const (
 	OK     Health = "ok"
 	Warn   Health = "warn"   // it works, and will not for ever, or not well
 	Bad    Health = "bad"    // work stands still or is lost, or can be
-	Unseen Health = "unseen" // it could not be looked at
+	Unseen Health = "unseen" // it could not be looked at; also, of many checks, nothing could be
 )
 
 // Limits are how much is too much. Zero fields have the defaults that they name.
@@ -97,6 +97,7 @@ var examinations = []examination{
 	{"owners", checkOwners},
 	{"waiting", checkWaiting},
 	{"held", checkHeld},
+	{"schedules", checkSchedules},
 }
 
 // CheckNames are the names of all checks, in the order in which they are made.
@@ -109,9 +110,10 @@ func CheckNames() []string {
 }
 
 // Diagnose looks whether the database is fit for its work: its schema, its settings, how
-// its tables, plans and sessions are, and whether workers and queues move. It only reads,
-// each statement within five seconds, and leaves out the checks named in skip. What its
-// role may not see is said to be unseen. The error is that of ctx alone.
+// its tables, plans and sessions are, and whether workers, queues and schedules move. It only
+// reads, each statement within five seconds, and leaves out the checks named in skip. What
+// its role may not see is said to be unseen. An error is that of ctx, or of a database that
+// does not answer any more: then the checks are those that were made until then.
 func Diagnose(ctx context.Context, pool *pgxpool.Pool, l Limits, skip ...string) ([]Check, error) {
 	l.fill()
 	p := &patient{pool: pool, limits: l}
@@ -129,39 +131,59 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool, l Limits, skip ...string)
 			return out, ctx.Err()
 		}
 		for _, c := range checks {
+			if err != nil && c.State == OK {
+				continue // of what was not seen whole
+			}
 			c.Name = e.name
 			out = append(out, c)
 		}
-		if err != nil {
-			out = append(out, unseen(e.name, err))
+		if err == nil {
+			continue
 		}
+		c := failed(e.name, err)
+		if c.State != Unseen && !answers(ctx, pool) {
+			return out, fmt.Errorf("check %s: %w", e.name, err)
+		}
+		out = append(out, c)
 	}
 	return out, nil
 }
 
-// unseen says why a check could not be made.
-func unseen(name string, err error) Check {
+// answers tells whether the database is still there.
+func answers(ctx context.Context, pool *pgxpool.Pool) bool {
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	return pool.Ping(ctx) == nil
+}
+
+// failed says why a check could not be made. That its role may not see something is no
+// fault of the database, and a schema that is not there is one that another check names.
+// Anything else is a warning: what could not be looked at is not well.
+func failed(name string, err error) Check {
 	c := Check{Name: name, State: Unseen, Found: firstLine(err.Error())}
 	switch sqlState(err) {
 	case "42501":
 		c.Do = "run it as a role that may, or read it by hand"
-	case "57014":
-		c.Found = "it took longer than " + readTime.String()
 	case "3F000", "42P01", "42703":
 		c.Do = "bring the schema up: 'migrate up'"
+	case "57014":
+		c.State, c.Found, c.Do = Warn, "it took longer than "+readTime.String(), "look again; if it stays, see what the server is busy with, or waits for: pg_stat_activity"
+	default:
+		c.State, c.Do = Warn, "look again; if it stays, see the server's log"
 	}
 	return c
 }
 
-// Worst is the worst state among checks, unseen ones aside.
+// Worst is the worst state among checks. What is unseen is no worse than what is well, but
+// where nothing was seen at all, that is all there is to say.
 func Worst(checks []Check) Health {
-	worst := OK
+	worst := Unseen
 	for _, c := range checks {
 		switch {
 		case c.State == Bad:
 			return Bad
-		case c.State == Warn:
-			worst = Warn
+		case c.State == Warn, c.State == OK && worst == Unseen:
+			worst = c.State
 		}
 	}
 	return worst

@@ -15,14 +15,15 @@ func checkWorkers(ctx context.Context, _ *patient, tx pgx.Tx) ([]Check, error) {
 		return nil, err
 	}
 	if living == 0 && work {
-		return []Check{{State: Bad, Found: "none is alive, and there is work", Do: "start one; if one runs, it cannot reach this database"}}, nil
+		return []Check{{State: Bad, Found: "none is alive, and there is work, or a schedule that makes some", Do: "start one; if one runs, it cannot reach this database"}}, nil
 	}
 	return ok("%d are alive", living), nil
 }
 
 const workSQL = `
 SELECT (SELECT count(*) FROM oncemore.worker WHERE dead_at IS NULL AND expires > clock_timestamp()),
-       EXISTS (SELECT FROM oncemore.message) OR EXISTS (SELECT FROM oncemore.claim WHERE owner IS NOT NULL)`
+       EXISTS (SELECT FROM oncemore.message) OR EXISTS (SELECT FROM oncemore.claim WHERE owner IS NOT NULL)
+       OR EXISTS (SELECT FROM oncemore.schedule WHERE paused IS NULL)`
 
 // checkLeases looks for workers whose lease is over and who are not declared dead. Any
 // worker that has lived for one lease length declares them.

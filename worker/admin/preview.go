@@ -16,14 +16,15 @@ import (
 
 // A Preview is what a re-run would do if it were planned now: the same survey that plans
 // it, with nothing kept. Without the application's set arguments are not compared, and
-// what a raised version of the code makes stale is not known.
+// what a raised version of the code makes stale is not known: the workers, who plan, may
+// then find more, and Unknown says so.
 type Preview struct {
 	Type      string         `json:"job_type"` // its own name, where it was named by an earlier one
 	Selection plan.Selection `json:"selection"`
 	How       string         `json:"how"` // it selects, in words
 	plan.Tally
 	First    []PickedEntity `json:"first"`              // ten of what is picked
-	Unknown  string         `json:"unknown,omitempty"`  // why the source could not be asked; then only what is open was looked at
+	Unknown  string         `json:"unknown,omitempty"`  // what only the workers know, in a sentence: they may do more than is counted here; empty: nothing
 	Estimate *Forecast      `json:"estimate,omitempty"` // null: there is nothing that one could rest on
 	Going    *GoingRun      `json:"going,omitempty"`    // the run that an order of the same would join; null: none
 }
@@ -97,6 +98,9 @@ func (op *Operator) Preview(ctx context.Context, jobType string, s plan.Selectio
 		err = walk(ctx, sv, look)
 	}
 	p.Tally = sv.Tally
+	if err == nil && p.Unknown == "" && newerMayBeMore(t, sv) {
+		p.Unknown = newerUnknown
+	}
 	if p.Seen == nil {
 		p.Seen, p.Picked = map[ledger.Reason]int64{}, map[ledger.Reason]int64{}
 	}
@@ -115,7 +119,7 @@ func (p *Preview) survey(ctx context.Context, tx pgx.Tx, sv *plan.Survey, t *Typ
 	if !t.Set || t.Query != "" { // of a type whose job is at hand it is known that it has none
 		err := sv.FromSource(ctx, tx)
 		if errors.Is(err, plan.ErrNoSource) {
-			p.Unknown = plan.ErrNoSource.Error()
+			p.Unknown = missingUnknown
 		} else if err != nil {
 			return err
 		}
@@ -123,6 +127,18 @@ func (p *Preview) survey(ctx context.Context, tx pgx.Tx, sv *plan.Survey, t *Typ
 		return fmt.Errorf("%s has no source that could name what is to be forced", t.Name)
 	}
 	return sv.FromOpen(ctx, tx)
+}
+
+// What a Preview cannot know without the application's set.
+var (
+	missingUnknown = "what is missing is not known here, and the workers will ask: " + plan.ErrNoSource.Error()
+	newerUnknown   = "what newer code makes stale is not known here, and the workers will tell: that needs a program that has the jobs (cli.Options.Set)"
+)
+
+// newerMayBeMore tells whether a version of the code that is not known here may have the
+// workers pick some of what seems done.
+func newerMayBeMore(t *Type, sv *plan.Survey) bool {
+	return !t.Set && t.Effect.MayRepeat() && sv.Asked && !sv.Force && sv.Picks(ledger.StaleVersion)
 }
 
 // walkChunk is how many entities of a source in Go are looked at together.

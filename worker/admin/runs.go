@@ -81,6 +81,7 @@ func (s RunState) Over() bool { return s == Complete || s == Ended || s == Cance
 type RunFilter struct {
 	Type  string // of their entities, by any of its names
 	Going bool   // those that have not ended
+	Rerun bool   // re-runs, and no fan-outs
 }
 
 // ListRuns returns a page of runs, the newest first. The counts of those that go on are
@@ -105,14 +106,14 @@ func ListRuns(ctx context.Context, tx pgx.Tx, f RunFilter, p Page) (*List[Run], 
 	var n int64
 	var err error
 	if l.Now, err = serverTime(ctx, tx); err == nil {
-		err = tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM oncemore.run r WHERE `+runsWhere+` LIMIT $3) r`, jobType, f.Going, CountMost+1).Scan(&n)
+		err = tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM oncemore.run r WHERE `+runsWhere+` LIMIT $4) r`, jobType, f.Going, f.Rerun, CountMost+1).Scan(&n)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("count the runs: %w", err)
 	}
 	l.Of = Capped(n, CountMost)
 	rows, err := tx.Query(ctx, runSQL+`
-WHERE `+runsWhere+` AND ($3::bigint = 0 OR r.id < $3) ORDER BY r.id DESC LIMIT $4`, jobType, f.Going, before, p.Limit+1)
+WHERE `+runsWhere+` AND ($4::bigint = 0 OR r.id < $4) ORDER BY r.id DESC LIMIT $5`, jobType, f.Going, f.Rerun, before, p.Limit+1)
 	if err == nil {
 		l.Rows, err = pgx.AppendRows(l.Rows, rows, scanRun)
 	}
@@ -136,7 +137,7 @@ WHERE `+runsWhere+` AND ($3::bigint = 0 OR r.id < $3) ORDER BY r.id DESC LIMIT $
 }
 
 const (
-	runsWhere = `($1::int IS NULL OR r.job_type = $1) AND (NOT $2::boolean OR r.ended_at IS NULL)`
+	runsWhere = `($1::int IS NULL OR r.job_type = $1) AND (NOT $2::boolean OR r.ended_at IS NULL) AND (NOT $3::boolean OR r.selection IS NOT NULL)`
 
 	runSQL = `
 SELECT r.id, r.job_type, coalesce(t.name, r.job_type::text), coalesce(p.name, r.parent_type::text), r.parent_entity,
@@ -161,6 +162,9 @@ func scanRun(row pgx.CollectableRow) (r Run, err error) {
 		&r.Rate, &r.Canary, &r.Share, &r.verified, &r.nextPack, &r.nextItem, &r.sent)
 	if err != nil {
 		return r, err
+	}
+	if worker.CheckRate(r.Rate) != nil {
+		r.Rate = 0 // as the run takes it, and as JSON can have it
 	}
 	r.How = "what its source names"
 	if selection != nil {

@@ -23,7 +23,7 @@ func (op *Operator) Cancel(ctx context.Context, run int64, reason string) (*Resu
 }
 
 // SetRate changes how many entities a run sends in a second; 0 is as many as the database
-// bears.
+// bears. The error wraps [worker.ErrNoRate] where it is a fan-out.
 func (op *Operator) SetRate(ctx context.Context, run int64, rate float64, reason string) (*Result, error) {
 	detail := fmt.Sprintf("%g a second", rate)
 	if rate == 0 {

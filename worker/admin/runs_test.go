@@ -2,6 +2,7 @@ package admin_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -120,7 +121,7 @@ func (o *office) rerun(order worker.Order) int64 {
 func (o *office) until(id int64, what string, is func(*admin.Run) bool) *admin.Run {
 	o.Helper()
 	watch := &admin.Watch{Pool: o.pool, Run: id}
-	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		r, _, err := watch.Look(o.Context())
 		if err != nil {
 			o.Fatal(err)
@@ -382,5 +383,15 @@ SELECT (SELECT id FROM oncemore.job_type WHERE name = 'card'), n::text, 0, 1, 'r
 	}
 	if p := look(plan.Selection{Limit: 400}, admin.PreviewOptions{}); p.Items != 400 {
 		t.Errorf("%+v", p.Tally)
+	}
+}
+
+// A program that did not check it has stored a rate that JSON cannot have.
+func TestARunIsListedWhateverItsRateIs(t *testing.T) {
+	o := newOffice(t, 1)
+	id := o.rerun(worker.Order{})
+	o.exec(`UPDATE oncemore.run_control SET rate = 'Infinity'`)
+	if raw, err := json.Marshal(o.show(id)); err != nil {
+		t.Errorf("%s, %v", raw, err)
 	}
 }

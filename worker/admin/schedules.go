@@ -37,6 +37,9 @@ type Schedule struct {
 	Last        *Tick           `json:"last"`        // the newest tick; nil: there was none
 	Next        *time.Time      `json:"next"`        // the next tick; nil: there will be none
 	State       string          `json:"state"`       // in words; "ok"
+
+	health Health // of State
+	do     string // about it
 }
 
 // A Tick is what became of one tick of a schedule.
@@ -177,7 +180,8 @@ func asJSON(text *string) json.RawMessage {
 // overdue is when a tick should have been decided for long.
 const overdue = 2 * time.Minute
 
-// judge says when s ticks next, and what is the matter with it.
+// judge says when s ticks next, and what is the matter with it. One that is paused is well:
+// somebody wants it so.
 func (s *Schedule) judge(now time.Time) {
 	c, err := cron.Parse(s.Spec, s.Zone)
 	behind := false
@@ -187,17 +191,20 @@ func (s *Schedule) judge(now time.Time) {
 			s.Next = &next
 		}
 	}
+	const mend = "mend it, or the job that it names: workers look again every minute"
+	s.health = OK
 	switch {
 	case s.Paused != nil:
 		s.State = "paused: " + *s.Paused
 	case s.Error != nil:
-		s.State = "in trouble: " + *s.Error
+		s.State, s.health, s.do = "in trouble: "+*s.Error, Bad, mend
 	case err != nil:
-		s.State = "in trouble: " + err.Error()
+		s.State, s.health, s.do = "in trouble: "+err.Error(), Bad, mend
 	case s.Orphaned:
+		s.health, s.do = Warn, "start the program that declares it, or 'schedules rm' it"
 		s.State = fmt.Sprintf("orphaned: no program declares it since %s; declare it, or delete it", s.DeclaredAt.UTC().Format(time.RFC3339))
 	case behind:
-		s.State = "overdue: no worker runs that has the job " + s.Type
+		s.State, s.health, s.do = "overdue: no worker runs that has the job "+s.Type, Bad, "start a worker that has the job"
 	default:
 		s.State = "ok"
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,18 +12,19 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
-	"github.com/oncemore-jobs/oncemore/worker"
 )
 
 // Status is the state of all that a database has, by the words of the design: done, open
 // by trouble, missing.
 type Status struct {
-	Now     time.Time          `json:"now"` // the database's clock
-	Types   []TypeStatus       `json:"types"`
-	Queues  []QueueStatus      `json:"queues"`
-	Workers []WorkerStatus     `json:"workers"`
-	Runs    []worker.RunStatus `json:"runs"`
-	Parked  []ParkedStatus     `json:"parked"`
+	Now     time.Time      `json:"now"` // the database's clock
+	Types   []TypeStatus   `json:"types"`
+	Queues  []QueueStatus  `json:"queues"`
+	Workers []WorkerStatus `json:"workers"`
+	Runs    []Run          `json:"runs"` // the newest, as [ListRuns] has them
+	Parked  []ParkedStatus `json:"parked"`
+
+	RunsUnknown string `json:"runs_unknown,omitempty"` // why the runs are not known
 }
 
 // NoSource is the TypeStatus.Unknown of a type without a source: then nothing of it can be
@@ -37,6 +39,13 @@ type TypeStatus struct {
 	Open    Openings `json:"open"`
 	Missing *Count   `json:"missing"`           // null: not known
 	Unknown string   `json:"unknown,omitempty"` // why missing is not known
+
+	// Nameless rows of the source have no entity: it is NULL, or empty. No work can be called
+	// by them. Where more is missing than is counted, these are those that were seen.
+	Nameless int64 `json:"nameless,omitempty"`
+	// Unregistered types are known from the application's set alone: no worker has registered
+	// them in this database.
+	Unregistered bool `json:"unregistered,omitempty"`
 }
 
 // Openings are the claims of a type.
@@ -81,6 +90,9 @@ type ParkedStatus struct {
 // readTime bounds each statement: what would take longer is said to be unknown.
 const readTime = 5 * time.Second
 
+// runsShown is how many runs are shown, the newest.
+const runsShown = 10
+
 // StatusOptions says what else a look at everything is to do.
 type StatusOptions struct {
 	// Walk the sources in Go of the application's set, so that what is missing there is known
@@ -89,8 +101,9 @@ type StatusOptions struct {
 }
 
 // ReadStatus reads the state of everything. set may be nil: then the sources that workers
-// have registered are all that is known. What would take too long to tell is said to be
-// unknown, and never fails the rest.
+// have registered are all that is known. With it a type that no worker has registered yet is
+// there too: all that its source names is missing. What would take too long to tell is said
+// to be unknown, and never fails the rest.
 func ReadStatus(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, o StatusOptions) (*Status, error) {
 	s := &Status{}
 	var types []*Type
@@ -119,9 +132,11 @@ func ReadStatus(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, o Status
 	if err != nil {
 		return nil, err
 	}
+	types = append(types, unregistered(set, types)...)
+	slices.SortFunc(types, func(a, b *Type) int { return strings.Compare(a.Name, b.Name) })
 	s.Types = []TypeStatus{}
 	for _, t := range types {
-		ty := TypeStatus{Type: t.Name, Effect: t.Declared, Open: opens[t.ID]}
+		ty := TypeStatus{Type: t.Name, Effect: t.Declared, Open: opens[t.ID], Unregistered: t.ID == 0}
 		if t.Internal() && ty.Open.Failed+ty.Open.InDoubt+ty.Open.Stranded == 0 {
 			continue // nobody needs to know of it while it is well
 		}
@@ -130,11 +145,25 @@ func ReadStatus(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, o Status
 		}
 		s.Types = append(s.Types, ty)
 	}
-	s.Runs, err = worker.Runs(ctx, pool, 10)
-	if s.Runs == nil {
-		s.Runs = []worker.RunStatus{}
+	return s, s.readRuns(ctx, pool)
+}
+
+// readRuns reads the newest runs. How far those are that go on is derived from their plans,
+// which may be large.
+func (s *Status) readRuns(ctx context.Context, pool *pgxpool.Pool) error {
+	s.Runs = []Run{}
+	err := Read(ctx, pool, readTime, func(tx pgx.Tx) error {
+		runs, err := ListRuns(ctx, tx, RunFilter{}, Page{Limit: runsShown})
+		if err == nil {
+			s.Runs = runs.Rows
+		}
+		return err
+	})
+	if TimedOut(err) {
+		s.RunsUnknown = firstLine(err.Error())
+		return nil
 	}
-	return s, err
+	return err
 }
 
 // readCounts reads what may take long of one type, in transactions of its own, so that one
@@ -148,15 +177,16 @@ func readCounts(ctx context.Context, pool *pgxpool.Pool, t *Type, o StatusOption
 		return err
 	}
 	var n Count
+	var nameless int64
 	switch {
 	case t.source.InGo() && !o.Walk:
 		into.Unknown = "its source is in Go; 'missing' walks it"
 		return nil
 	case t.source.InGo():
-		n, err = t.missingCountInGo(ctx, pool, time.Minute, CountMost)
+		n, nameless, err = t.missingCountInGo(ctx, pool, time.Minute, CountMost)
 	default:
 		err = Read(ctx, pool, readTime, func(tx pgx.Tx) (err error) {
-			n, err = t.missingCount(ctx, tx, CountMost)
+			n, nameless, err = t.missingCount(ctx, tx, CountMost)
 			return err
 		})
 	}
@@ -168,7 +198,7 @@ func readCounts(ctx context.Context, pool *pgxpool.Pool, t *Type, o StatusOption
 	case err != nil:
 		return err
 	default:
-		into.Missing = &n
+		into.Missing, into.Nameless = &n, nameless
 	}
 	return nil
 }
@@ -262,7 +292,7 @@ type Verdict string
 
 const (
 	AllDone    Verdict = "done"
-	Troubled   Verdict = "trouble"    // something failed, is in doubt, stranded or parked: somebody must act
+	Troubled   Verdict = "trouble"    // something failed, is in doubt, stranded or parked, or a source names nothing: somebody must act
 	Unfinished Verdict = "unfinished" // something is missing or in work: it may come right by itself
 	NotKnown   Verdict = "unknown"    // a source could not be asked, and nothing worse was found
 )
@@ -280,11 +310,16 @@ func (s *Status) Verdict() (Verdict, []string) {
 		add(&trouble, t.Open.Failed, "%s: %s failed", t.Type, thousands(t.Open.Failed))
 		add(&trouble, t.Open.InDoubt, "%s: %s in doubt", t.Type, thousands(t.Open.InDoubt))
 		add(&trouble, t.Open.Stranded, "%s: %s stranded", t.Type, thousands(t.Open.Stranded))
+		add(&trouble, t.Nameless, "%s", NamelessWords(t.Type, t.Nameless))
 		add(&undone, t.Open.Running, "%s: %s running", t.Type, thousands(t.Open.Running))
 		add(&undone, t.Open.Retrying, "%s: %s retrying", t.Type, thousands(t.Open.Retrying))
 		switch {
 		case t.Missing != nil:
-			add(&undone, t.Missing.N, "%s: %s missing", t.Type, *t.Missing)
+			by := ""
+			if t.Unregistered {
+				by = ", and no worker has registered it in this database"
+			}
+			add(&undone, t.Missing.N, "%s: %s missing%s", t.Type, *t.Missing, by)
 		case t.Unknown != NoSource:
 			unknown = append(unknown, fmt.Sprintf("%s: what is missing is not known: %s", t.Type, t.Unknown))
 		}

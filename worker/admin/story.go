@@ -97,8 +97,8 @@ type Claim struct {
 type Message struct {
 	ID        int64     `json:"id"`
 	Queue     string    `json:"queue"`
-	State     string    `json:"state"`      // ready | held | delayed
-	VisibleAt time.Time `json:"visible_at"` // held or delayed until then; ready since then
+	State     string    `json:"state"`      // ready | held | delayed | paused: kept back with its run
+	VisibleAt time.Time `json:"visible_at"` // held or delayed until then; ready since then; of what is paused, but for that
 	Received  int       `json:"received"`
 	Deferred  int       `json:"deferred"`
 	Run       int64     `json:"run"`

@@ -15,11 +15,14 @@ import (
 // set aside, runs that it began, what operators did, and whether its source names it.
 
 // No index finds an entity in a message: the whole queue is looked through, as far as the
-// statement's time goes.
+// statement's time goes. What a pause holds back is delayed by a century more than it was:
+// see pgqueue.Hold.
 const storyMessagesSQL = `
-SELECT m.id, m.queue, CASE WHEN m.lock IS NULL THEN 'ready' WHEN m.lock = 0 THEN 'delayed' ELSE 'held' END, m.visible_at,
+SELECT m.id, m.queue, CASE WHEN m.lock IS NULL THEN 'ready' WHEN p.paused THEN 'paused' WHEN m.lock = 0 THEN 'delayed' ELSE 'held' END,
+       CASE WHEN p.paused THEN m.visible_at - interval '100 years' ELSE m.visible_at END,
        m.received, m.deferred, coalesce(m.run, 0), coalesce(m.epoch, 0), cardinality(m.entities), coalesce(m.args[array_position(m.entities, $2)], '')
-FROM oncemore.message m WHERE m.type = ANY ($1) AND $2 = ANY (m.entities) ORDER BY m.id LIMIT $3`
+FROM oncemore.message m CROSS JOIN LATERAL (SELECT m.run > 0 AND m.lock = 0 AND m.visible_at > now() + interval '50 years') AS p (paused)
+WHERE m.type = ANY ($1) AND $2 = ANY (m.entities) ORDER BY m.id LIMIT $3`
 
 func (s *Story) readMessages(ctx context.Context, tx pgx.Tx, t *Type) error {
 	ms, err := rowsOf[Message](ctx, tx, storyMessagesSQL, t.Names, s.Entity, storyMessages)
@@ -30,7 +33,7 @@ func (s *Story) readMessages(ctx context.Context, tx pgx.Tx, t *Type) error {
 		m := &ms[i]
 		s.waiting = append(s.waiting, m)
 		text := fmt.Sprintf("message %d in queue %q: %s", m.ID, m.Queue, m.State)
-		if m.State != "ready" {
+		if m.State == "held" || m.State == "delayed" {
 			text += " until " + m.VisibleAt.UTC().Format(time.RFC3339)
 		}
 		if m.Entities > 1 {
@@ -205,13 +208,17 @@ func (s *Story) carried() string {
 	}
 	m := s.waiting[0]
 	for _, other := range s.waiting[1:] { // the first that comes
-		if other.State == "ready" && m.State != "ready" || other.State == m.State && other.VisibleAt.Before(m.VisibleAt) {
+		switch {
+		case other.State == m.State && other.VisibleAt.Before(m.VisibleAt), m.State == "paused" && other.State != "paused",
+			other.State == "ready" && m.State != "ready":
 			m = other
 		}
 	}
 	switch left := m.VisibleAt.Sub(s.Now); {
 	case m.State == "ready":
 		return fmt.Sprintf("%s: message %d brings it to the next worker that is free.", why, m.ID)
+	case m.State == "paused":
+		return fmt.Sprintf("%s: message %d is held back, since its run is paused: 'runs resume %d' lets it go on.", why, m.ID, m.Run)
 	case m.State == "delayed" && left > 0:
 		return fmt.Sprintf("%s: message %d brings it in %s.", why, m.ID, rough(left))
 	case m.State == "delayed":

@@ -252,3 +252,31 @@ func TestAStoryKnowsAllNamesOfAType(t *testing.T) {
 		}
 	}
 }
+
+// A pause holds messages back for a century, which is nobody's business.
+func TestWhatAPauseHoldsBackIsToldToWaitForItsRun(t *testing.T) {
+	s := newScene(t)
+	s.worker("anna")
+	s.kind("mail", ledger.Repeatable)
+	s.send(queue.Message{Type: "mail", Run: 3}, "ready")
+	s.send(queue.Message{Type: "mail", Run: 3, Delay: time.Hour}, "later")
+	s.send(queue.Message{Type: "mail", Run: 3}, "twice")
+	s.send(queue.Message{Type: "mail", Delay: 100 * time.Minute}, "twice")
+	b := &pgx.Batch{}
+	pgqueue.Hold(b, 3)
+	s.ok(s.pool.SendBatch(t.Context(), b).Close())
+	for entity, next := range map[string]string{
+		"ready": "It is not done: message 1 is held back, since its run is paused: 'runs resume 3' lets it go on.",
+		"later": "It is not done: message 2 is held back, since its run is paused: 'runs resume 3' lets it go on.",
+		"twice": "message 4 brings it in 9",
+	} {
+		story := s.tell("mail", entity)
+		if !strings.Contains(story.Next, next) {
+			t.Errorf("%s: %s\nwant %s", entity, story.Next, next)
+		}
+		e := story.Events[0]
+		if e.At.After(s.now().Add(2*time.Hour)) || entity != "twice" && (e.Message.State != "paused" || !e.Message.VisibleAt.Equal(e.At) || !strings.Contains(e.Text, `in queue "": paused, run 3`)) {
+			t.Errorf("%s: %s %s %+v", entity, e.At, e.Text, e.Message)
+		}
+	}
+}

@@ -71,6 +71,31 @@ func Types(ctx context.Context, tx pgx.Tx, set *jobs.Set) ([]*Type, error) {
 	return types, nil
 }
 
+// unregistered are the types of the application's set that are none of types, by no name of
+// theirs. The database has nothing of them, so all that their sources name is missing: their
+// ID, 0, is nobody's.
+func unregistered(set *jobs.Set, types []*Type) (out []*Type) {
+	if set == nil {
+		return nil
+	}
+	there := map[string]bool{}
+	for _, t := range types {
+		for _, name := range t.Names { // one of them may be an alias by now
+			if e, ok := set.Lookup(name); ok {
+				there[e.Type] = true
+			}
+		}
+	}
+	for _, name := range set.Types() {
+		if e, _ := set.Lookup(name); !there[name] {
+			t := &Type{Names: []string{name}, Declared: e.Effect.String()}
+			t.complete(set)
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
 // complete adds what the application's set knows of t, or what is usual.
 func (t *Type) complete(set *jobs.Set) {
 	t.Name, t.Timeout = t.Names[0], defaultTimeout

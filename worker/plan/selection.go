@@ -77,14 +77,16 @@ func (s *Selection) reasons() []ledger.Reason {
 	return Usual
 }
 
+// Picks tells whether s asks for what has this reason.
+func (s *Selection) Picks(r ledger.Reason) bool { return slices.Contains(s.reasons(), r) }
+
 // sourced tells whether the source is to be asked: what is missing has neither an error
 // nor a time.
 func (s *Selection) sourced() bool {
 	if s.Force {
 		return true
 	}
-	picks := func(r ledger.Reason) bool { return slices.Contains(s.reasons(), r) }
-	return (picks(ledger.Missing) || picks(ledger.StaleVersion) || picks(ledger.StaleSource)) && s.Class == "" && s.Since.IsZero() && s.Until.IsZero()
+	return (s.Picks(ledger.Missing) || s.Picks(ledger.StaleVersion) || s.Picks(ledger.StaleSource)) && s.Class == "" && s.Since.IsZero() && s.Until.IsZero()
 }
 
 // Key is the same for selections that ask for the same, in whichever order.

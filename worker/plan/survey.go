@@ -334,7 +334,7 @@ func (s *Survey) want(it *Item) ledger.Want {
 
 func (s *Survey) pick(picked []Item, it Item) []Item {
 	s.saw(it.Reason, 1)
-	if !slices.Contains(s.reasons(), it.Reason) {
+	if !s.Picks(it.Reason) {
 		return picked
 	}
 	if s.full() {

@@ -167,7 +167,7 @@ func TestStatusTellsWhatIsDoneOpenAndMissing(t *testing.T) {
 	if p := byName["parcel"]; p.Done.N != 1 || p.Missing != nil || p.Unknown == "" {
 		t.Errorf("parcels, whose source nobody here knows: %+v", p)
 	}
-	if len(s.Runs) != 1 || s.Runs[0].ParentType != "mailing" || s.Runs[0].Items != 10 || s.Runs[0].Done != 9 || s.Runs[0].Failed != 1 || s.Runs[0].Complete || s.Runs[0].EndedAt == nil {
+	if len(s.Runs) != 1 || s.Runs[0].ParentType != "mailing" || s.Runs[0].Items != 10 || s.Runs[0].Done != 9 || s.Runs[0].Failed != 1 || s.Runs[0].State != admin.Ended || s.Runs[0].EndedAt == nil {
 		t.Errorf("runs: %+v", s.Runs)
 	}
 	if len(s.Workers) != 1 || s.Workers[0].Name != "anna" || s.Workers[0].DeadAt == nil || s.Workers[0].Cause == nil || *s.Workers[0].Cause != "stopped" {

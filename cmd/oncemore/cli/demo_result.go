@@ -128,7 +128,7 @@ func (d *demo) count(ctx context.Context) (*demoResult, error) {
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)
 	}
-	missing, err := admin.CountMissing(ctx, d.db, nil, invitations.SendEventEmailToInvitee{}.JobType(), 10*time.Second)
+	missing, _, err := admin.CountMissing(ctx, d.db, nil, invitations.SendEventEmailToInvitee{}.JobType(), 10*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("count what came of it: %w", err)
 	}

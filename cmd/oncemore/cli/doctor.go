@@ -21,11 +21,12 @@ to see the plans of what they run, and with pg_read_all_stats to see the session
   ok      nothing is to be done
   warn    it works, and will not for ever, or not well
   bad     work stands still or is lost, or can be
-  unseen  it could not be looked at
+  unseen  it could not be looked at: its role may not, or the schema is not there
 
 Checks: ` + strings.Join(admin.CheckNames(), ", ") + `.
 
-Exit codes: 0 nothing is bad; 3 something is bad, or, with --strict, is a warning.`}
+Exit codes: 0 nothing is bad; 3 something is bad, or, with --strict, is a warning; 1 an
+error, a database that does not answer any more, or nothing could be looked at.`}
 	output := outputFlag(cmd, "table", "json", "jsonl")
 	strict := cmd.Flags().Bool("strict", false, "let a warning count as bad")
 	skip := cmd.Flags().StringSlice("skip", nil, "leave out these `checks`")
@@ -41,15 +42,20 @@ Exit codes: 0 nothing is bad; 3 something is bad, or, with --strict, is a warnin
 			return err
 		}
 		defer pool.Close()
-		checks, err := admin.Diagnose(cmd.Context(), pool, admin.Limits{}, *skip...)
-		if err != nil {
-			return err
+		checks, lost := admin.Diagnose(cmd.Context(), pool, admin.Limits{}, *skip...)
+		if len(checks) > 0 || lost == nil {
+			if err := writeChecks(cmd, *output, checks); err != nil {
+				return err
+			}
 		}
-		if err := writeChecks(cmd, *output, checks); err != nil {
-			return err
+		if lost != nil {
+			return fmt.Errorf("after %d checks: %w", len(checks), lost)
 		}
-		if worst := admin.Worst(checks); worst == admin.Bad || worst == admin.Warn && *strict {
+		switch worst := admin.Worst(checks); {
+		case worst == admin.Bad || worst == admin.Warn && *strict:
 			return failure{errors.New(countChecks(checks)), exitPartly}
+		case worst == admin.Unseen:
+			return errors.New("nothing could be looked at: " + countChecks(checks))
 		}
 		fmt.Fprintln(cmd.ErrOrStderr(), countChecks(checks))
 		return nil

@@ -49,10 +49,8 @@ only read. 'rerun' does what is missing.`, thousands(admin.CountMost)),
 		}
 		if err == nil && !*uncounted {
 			var n admin.Count
-			n, err = admin.CountMissing(ctx, pool, set, args[0], *timeout)
-			if m != nil {
-				m.Missing = &n
-			}
+			n, m.Nameless, err = admin.CountMissing(ctx, pool, set, args[0], *timeout)
+			m.Missing = &n
 		}
 		if admin.TimedOut(err) {
 			return fmt.Errorf("%w: the source takes longer than %s; try a longer --timeout", err, *timeout)
@@ -72,6 +70,9 @@ func endMissing(cmd *cobra.Command, output string, m *admin.MissingList) error {
 		}
 	}
 	w := cmd.ErrOrStderr()
+	if m.Nameless > 0 {
+		fmt.Fprintln(w, admin.NamelessWords(m.Type, m.Nameless))
+	}
 	if m.Missing != nil {
 		fmt.Fprintf(w, "%s of %s missing, ", *m.Missing, m.Type)
 	}

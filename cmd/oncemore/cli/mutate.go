@@ -66,6 +66,7 @@ type proposal struct {
 
 	what string   // it does, to what: "retry 3 entities of letter"
 	rows rows     // the sample as a table
+	rest int64    // more stand behind the sample that are no part of what is Matched
 	then []string // what follows from it, a line each
 	do   func(context.Context) (*admin.Result, error)
 }
@@ -186,8 +187,8 @@ func (m *mutation) confirm(cmd *cobra.Command, p *proposal) error {
 	if err := p.rows.write(w); err != nil {
 		return err
 	}
-	if n := p.Matched - (len(p.rows) - 1); n > 0 {
-		fmt.Fprintf(w, "and %s more\n", thousands(int64(n)))
+	if n := max(p.rest, int64(p.Matched-(len(p.rows)-1))); n > 0 {
+		fmt.Fprintf(w, "and %s more\n", thousands(n))
 	}
 	fmt.Fprint(w, "\nGo on? [y/N] ")
 	answer, err := readLine(cmd.Context(), cmd.InOrStdin())
@@ -234,6 +235,9 @@ func (m *mutation) report(cmd *cobra.Command, p *proposal) error {
 	} else if p.DryRun {
 		if err := p.rows.write(out); err != nil {
 			return err
+		}
+		if p.rest > 0 {
+			fmt.Fprintf(told, "and %s more\n", thousands(p.rest))
 		}
 	} else {
 		t := newTable(out, "ACTION", "TYPE", "CHANGED", "LEFT ALONE", "AUDIT")

@@ -147,8 +147,11 @@ func (r *rerunning) read(cmd *cobra.Command, args []string) (err error) {
 	if err := o.Selection.Check(); err != nil {
 		return usageError(err.Error())
 	}
-	if o.Rate < 0 || o.Canary < 0 {
-		return usageError("--rate and --canary must not be negative")
+	if err := worker.CheckRate(o.Rate); err != nil {
+		return usageError("--rate: " + err.Error())
+	}
+	if o.Canary < 0 {
+		return usageError("--canary must not be negative")
 	}
 	return nil
 }

@@ -31,8 +31,14 @@ type reran struct {
 func (r *rerunning) proposal(out *reran) *proposal {
 	p := out.Preview
 	entities := several(int(p.Items), "entity", "entities")
-	if p.Capped && r.order.Limit == 0 {
+	switch {
+	case r.order.Limit > 0 && p.Items >= r.order.Limit: // whatever else the workers find, it is as many
+	case p.Unknown != "" && p.Items == 0:
+		entities = "what the workers find"
+	case p.Capped:
 		entities = "more than " + entities
+	case p.Unknown != "":
+		entities = "at least " + entities
 	}
 	return &proposal{what: "re-run " + entities + " of " + p.Type, Database: out.Database, Matched: int(p.Items), rows: pickedRows(p), then: r.words(p)}
 }
@@ -46,9 +52,11 @@ func (r *rerunning) words(p *admin.Preview) []string {
 			continue
 		}
 		line := fmt.Sprintf("%14s  %s", thousands(n), reasonWords(reason))
-		if picked := p.Picked[reason]; picked == 0 {
+		switch picked := p.Picked[reason]; {
+		case reason == ledger.Done && p.Unknown != "": // as far as is known here: some of it may be stale
+		case picked == 0:
 			line += ": left alone"
-		} else if picked < n {
+		case picked < n:
 			line += fmt.Sprintf(": %s of them are picked", thousands(picked))
 		}
 		lines = append(lines, line)
@@ -59,9 +67,11 @@ func (r *rerunning) words(p *admin.Preview) []string {
 		lines = append(lines, "There may be more: the preview has ended there.")
 	}
 	if p.Unknown != "" {
-		lines = append(lines, "What is missing is not known here, and the workers will ask: "+p.Unknown+".")
+		lines = append(lines, strings.ToUpper(p.Unknown[:1])+p.Unknown[1:]+".")
 	}
 	switch e := p.Estimate; {
+	case e != nil && p.Unknown != "":
+		lines = append(lines, fmt.Sprintf("That may take %s, and what the workers find comes on top: %s.", span(e.Seconds), e.Rests))
 	case e != nil:
 		lines = append(lines, fmt.Sprintf("It may take %s: %s.", span(e.Seconds), e.Rests))
 	case p.Items > 0:

@@ -8,12 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/worker"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
 	"github.com/oncemore-jobs/oncemore/worker/throttle"
@@ -22,11 +24,17 @@ import (
 // working runs a worker with the test's jobs until the test ends.
 func working(t *testing.T, dsn string) {
 	t.Helper()
+	workingOn(t, dsn, testSet)
+}
+
+// workingOn runs a worker with jobs of a test until stop, or until the test ends.
+func workingOn(t *testing.T, dsn string, jobsOf func(context.Context, *pgxpool.Pool) (*jobs.Set, error)) (stop func()) {
+	t.Helper()
 	pool, err := pgxpool.New(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := testSet(t.Context(), pool)
+	set, err := jobsOf(t.Context(), pool)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,16 +42,18 @@ func working(t *testing.T, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
+	stop = sync.OnceFunc(func() {
+		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 		pool.Close()
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // held has a run of all letters planned, and then held.
@@ -220,9 +230,9 @@ func TestARunIsPausedResumedSlowedAndCancelledFromTheCommandLine(t *testing.T) {
 	held(t, dsn)
 	id := fmt.Sprint(row[int](t, dsn, `SELECT max(id)::int FROM oncemore.run`))
 	for _, test := range []struct{ args, asks, then string }{
-		{"pause " + id + " --reason so", "About to pause run " + id + " of letter", `SELECT paused IS NOT NULL FROM oncemore.run_control`},
-		{"rate " + id + " 2.5", "About to change the rate of run", `SELECT rate = 2.5 FROM oncemore.run_control`},
-		{"resume " + id, "About to resume", `SELECT paused IS NULL FROM oncemore.run_control`},
+		{"pause " + id + " --reason so", "About to pause run " + id + " of letter", `SELECT paused IS NOT NULL FROM oncemore.run_control WHERE run = ` + id},
+		{"rate " + id + " 2.5", "About to change the rate of run", `SELECT rate = 2.5 FROM oncemore.run_control WHERE run = ` + id},
+		{"resume " + id, "About to resume", `SELECT paused IS NULL FROM oncemore.run_control WHERE run = ` + id},
 		{"cancel " + id, "About to cancel", `SELECT cancelled FROM oncemore.run WHERE id = ` + id},
 	} {
 		args := append([]string{"runs"}, append(strings.Fields(test.args), "--database-url", dsn)...)

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/oncemore-jobs/oncemore/worker"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
@@ -19,6 +20,7 @@ type actOnRun struct {
 	says   string // to do what to a run; empty: as action
 	then   string // what follows from it
 	must   bool   // give a reason
+	rerun  error  // why it is not for fan-outs; nil: it is
 	do     func(ctx context.Context, op *admin.Operator, id int64, reason string) (*admin.Result, error)
 }
 
@@ -40,9 +42,15 @@ func (p *program) onRun(cmd *cobra.Command, a actOnRun, read func(args []string)
 			{fmt.Sprint(s.ID), cell(s.Type, wide), string(s.State), when(s.Now, s.StartedAt), s.Words(), cell(runOf(&s.Run), narrow)}}}
 		out.what = fmt.Sprintf("%s run %d of %s", cmp.Or(a.says, a.action), id, s.Type)
 		out.then = []string{a.then}
-		if s.State.Over() {
-			out.Sample, out.rows, out.Left = []admin.Run{}, nil, []admin.Left{{What: fmt.Sprintf("run %d", id), Why: "has ended"}}
+		leave := func(why string) (*proposal, error) {
+			out.Sample, out.rows, out.Left = []admin.Run{}, nil, []admin.Left{{What: fmt.Sprintf("run %d", id), Why: why}}
 			return out, nil
+		}
+		if s.State.Over() {
+			return leave("has ended")
+		}
+		if a.rerun != nil && s.Selection == nil {
+			return leave(a.rerun.Error())
 		}
 		out.Matched = 1
 		out.do = func(ctx context.Context) (*admin.Result, error) { return a.do(ctx, op, id, m.reason) }
@@ -84,12 +92,15 @@ func (p *program) runsRateCommand() *cobra.Command {
 	var rate float64
 	return p.onRun(&cobra.Command{Use: "rate RUN RATE", Short: "Change how many entities a run sends in a second", Args: cobra.ExactArgs(2),
 		Long: "Change how many entities a run sends in a second; 0 is as many as the database bears."},
-		actOnRun{action: "rate", says: "change the rate of", then: "It is so from its next message on.",
+		actOnRun{action: "rate", says: "change the rate of", rerun: worker.ErrNoRate, then: "It is so from its next message on.",
 			do: func(ctx context.Context, op *admin.Operator, id int64, reason string) (*admin.Result, error) {
 				return op.SetRate(ctx, id, rate, reason)
 			}},
 		func(args []string) (err error) {
-			if rate, err = strconv.ParseFloat(args[0], 64); err != nil || !(rate >= 0) {
+			if rate, err = strconv.ParseFloat(args[0], 64); err == nil {
+				err = worker.CheckRate(rate)
+			}
+			if err != nil {
 				return usageError(fmt.Sprintf("%q is no rate: want entities in a second, or 0 for as many as the database bears", args[0]))
 			}
 			return nil
@@ -99,7 +110,8 @@ func (p *program) runsRateCommand() *cobra.Command {
 func (p *program) runsStopAllCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "stop-all", Short: "Stop all re-runs, or those of a job type: the kill switch", Args: cobra.NoArgs,
 		Long: `Stop all re-runs, or those of a job type, until 'runs release': none of them, nor one that
-is begun meanwhile, sends anything more. What is sent is worked.`}
+is begun meanwhile, sends anything more. What is sent is worked. Fan-outs send all at once,
+and are not stopped: 'runs pause' holds one back.`}
 	return p.brakes(cmd, "stop-all", "stop", (*admin.Operator).Brake)
 }
 
@@ -123,7 +135,7 @@ func (p *program) brakes(cmd *cobra.Command, action, verb string, do func(*admin
 			if set, err = admin.Brakes(cmd.Context(), tx); err != nil {
 				return err
 			}
-			list, err = admin.ListRuns(cmd.Context(), tx, admin.RunFilter{Type: *jobType, Going: true}, admin.Page{Limit: 10})
+			list, err = admin.ListRuns(cmd.Context(), tx, admin.RunFilter{Type: *jobType, Going: true, Rerun: true}, admin.Page{Limit: 10})
 			return err
 		})
 		if err != nil {
@@ -133,7 +145,10 @@ func (p *program) brakes(cmd *cobra.Command, action, verb string, do func(*admin
 		for _, r := range list.Rows {
 			table = append(table, []string{fmt.Sprint(r.ID), cell(r.Type, wide), string(r.State), r.Words()})
 		}
-		out := &proposal{Action: action, Type: *jobType, Sample: list.Rows, rows: table}
+		out := &proposal{Action: action, Type: *jobType, Sample: list.Rows, rows: table, rest: list.Of.N - int64(len(list.Rows))}
+		if action == "stop-all" {
+			out.then = []string{"Fan-outs go on: 'runs pause' holds one back."}
+		}
 		what := "all re-runs"
 		if *jobType != "" {
 			what = "re-runs of " + *jobType

@@ -3,13 +3,12 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/oncemore-jobs/oncemore/jobs"
-	"github.com/oncemore-jobs/oncemore/worker"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
@@ -21,12 +20,14 @@ runs, and what is parked.
 With --check the exit code says whether everything is done, for cron and CI:
 
   0  all is done: nothing is missing, open, queued or parked
-  3  something failed, is in doubt, stranded or parked: somebody must act
+  3  something failed, is in doubt, stranded or parked, or a source has rows without
+     an entity: somebody must act
   4  something is missing or still in work
   1  an error; also, where neither 3 nor 4 holds, a source that could not be asked
 
-3 comes before 4. A job type whose source nobody here knows has nothing missing; the
-sources in Go of the application's jobs are walked.`}
+3 comes before 4. A job type whose source nobody here knows has nothing missing. Of a
+program with the application's jobs, their sources in Go are walked, and what no worker has
+registered yet counts too. Whether schedules stand still is told by 'doctor'.`}
 	output := outputFlag(cmd, "table", "json")
 	check := cmd.Flags().Bool("check", false, "let the exit code say whether everything is done")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
@@ -88,6 +89,12 @@ func writeStatus(cmd *cobra.Command, s *admin.Status) error {
 		if missing == "?" {
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: what is missing is not known: %s\n", ty.Type, ty.Unknown)
 		}
+		if ty.Nameless > 0 {
+			fmt.Fprintln(cmd.ErrOrStderr(), admin.NamelessWords(ty.Type, ty.Nameless))
+		}
+		if ty.Unregistered {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s: no worker has registered it in this database\n", ty.Type)
+		}
 	}
 	if len(s.Types) == 0 {
 		t.row("(no worker has registered a job type yet)")
@@ -113,13 +120,9 @@ func writeStatus(cmd *cobra.Command, s *admin.Status) error {
 			t.row(fmt.Sprint(w.ID), cell(w.Name, narrow), workerState(w, s.Now), ago(s.Now, w.StartedAt), thousands(w.Claims))
 		}
 	}
-	if len(s.Runs) > 0 {
-		t.row("")
-		t.row("RUN", "OF", "STATE", "STARTED", "DONE", "OPEN", "FAILED", "IN DOUBT", "MISSING", "SKIPPED AS DONE")
-		for _, r := range s.Runs {
-			t.row(fmt.Sprint(r.ID), cell(runParent(r), narrow), runState(r), ago(s.Now, r.StartedAt),
-				thousands(r.Done)+" of "+thousands(r.Items), thousands(r.Open), thousands(r.Failed), thousands(r.InDoubt), thousands(r.Missing), thousands(r.Skipped))
-		}
+	writeStatusRuns(t, s)
+	if s.RunsUnknown != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "how far the runs are is not known: %s\n", s.RunsUnknown)
 	}
 	if len(s.Parked) > 0 {
 		t.row("")
@@ -129,6 +132,29 @@ func writeStatus(cmd *cobra.Command, s *admin.Status) error {
 		}
 	}
 	return t.Flush()
+}
+
+// writeStatusRuns shows the runs. Why they wait is a column where one does.
+func writeStatusRuns(t table, s *admin.Status) {
+	if len(s.Runs) == 0 {
+		return
+	}
+	waits := slices.ContainsFunc(s.Runs, func(r admin.Run) bool { return r.Waits != "" })
+	columns := []string{"RUN", "OF", "STATE", "STARTED", "DONE", "OPEN", "FAILED", "IN DOUBT", "MISSING", "SKIPPED AS DONE"}
+	if waits {
+		columns = append(columns, "WAITS")
+	}
+	t.row("")
+	t.row(columns...)
+	for i := range s.Runs {
+		r := &s.Runs[i]
+		cells := []string{fmt.Sprint(r.ID), cell(runParent(r), narrow), string(r.State), ago(s.Now, r.StartedAt),
+			thousands(r.Done) + " of " + thousands(r.Items), thousands(r.Open), thousands(r.Failed), thousands(r.InDoubt), thousands(r.Missing + r.NotSent), thousands(r.Skipped)}
+		if waits {
+			cells = append(cells, orDash(cell(r.Waits, narrow)))
+		}
+		t.row(cells...)
+	}
 }
 
 func workerState(w admin.WorkerStatus, now time.Time) string {
@@ -143,24 +169,12 @@ func workerState(w admin.WorkerStatus, now time.Time) string {
 	return "living"
 }
 
-// runParent tells what a run is of: what carries a re-run is of no interest.
-func runParent(r worker.RunStatus) string {
-	if strings.HasPrefix(r.ParentType, jobs.ReservedPrefix) {
-		return "re-run of " + r.JobType
+// runParent tells what a run is of.
+func runParent(r *admin.Run) string {
+	if r.Selection != nil {
+		return "re-run of " + r.Type
 	}
 	return r.ParentType + " " + r.ParentEntity
-}
-
-func runState(r worker.RunStatus) string {
-	switch {
-	case r.Complete:
-		return "complete"
-	case r.EndedAt != nil:
-		return "ended"
-	case r.PlannedAt == nil:
-		return "planning"
-	}
-	return "goes on"
 }
 
 // quoted shows a name that may be empty or hold anything.

@@ -1,0 +1,46 @@
+package admin_test
+
+import (
+	"testing"
+
+	"github.com/oncemore-jobs/oncemore/worker/admin"
+)
+
+// A schedule that nobody ticks leaves no message and nothing that is missing: nobody would
+// look for it.
+func TestAScheduleThatStandsStillIsFoundByTheDoctor(t *testing.T) {
+	y := newYard(t)
+	check := func(name string) []admin.Check { t.Helper(); return examine(t, y.Pool, name, admin.Limits{}) }
+	says(t, check("schedules"), admin.OK, "0 are there, and none stands still")
+	healthy(t, check("workers"))
+	y.put(nightly("report"))
+	y.put(nightly("bill"))
+	says(t, check("schedules"), admin.OK, "2 are there, and none stands still")
+	says(t, check("workers"), admin.Bad, "a schedule that makes some")
+
+	// No worker has run for days, and all messages are worked.
+	y.exec(`UPDATE oncemore.schedule SET cursor = cursor - interval '3 days' WHERE name = 'report'`)
+	if c := says(t, check("schedules"), admin.Bad, `"report" is overdue: no worker runs that has the job draw`); c.Do != "start a worker that has the job" {
+		t.Errorf("%+v", c)
+	}
+	y.exec(`UPDATE oncemore.schedule SET error = 'the job draw has no such argument' WHERE name = 'bill'`)
+	checks := check("schedules")
+	says(t, checks, admin.Bad, `"bill" is in trouble: the job draw has no such argument`)
+	says(t, checks, admin.Bad, `"report" is overdue`)
+
+	// Somebody wants it so.
+	for name, changed := range map[string]int{"report": 1, "bill": 1} {
+		if r, err := y.by("bert").PauseSchedule(t.Context(), name, "the holidays"); err != nil || r.Changed != changed {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	checks = check("schedules")
+	healthy(t, checks)
+	says(t, checks, admin.OK, "2 are there; paused are: bill, report")
+	healthy(t, check("workers"))
+
+	y.exec(`UPDATE oncemore.schedule SET paused = NULL, error = NULL, from_code = true, declared_at = clock_timestamp() - interval '16 minutes' WHERE name = 'bill'`)
+	checks = check("schedules")
+	says(t, checks, admin.Warn, `"bill" is orphaned: no program declares it`)
+	says(t, checks, admin.OK, "paused are: report")
+}
