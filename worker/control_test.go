@@ -3,6 +3,8 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,7 +40,7 @@ func lockTable(t *testing.T, pool *pgxpool.Pool, table, change string) (letGo fu
 	}
 }
 
-const waitsForTable = `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND NOT granted)`
+const waitsForTable = `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
 
 // What waits for another attempt goes on when its run is cancelled. That the run was paused
 // before is no reason to hold it back: nobody could resume a run that has ended.
@@ -133,9 +135,15 @@ func TestARerunThatIsPausedWhileItSendsBeginsNothing(t *testing.T) {
 	mustStop(t, w)
 }
 
-// Whoever wants something of a run while a visit cancels it comes too late, and holds back
-// nothing of what goes on without the run.
-func TestARunThatIsBeingCancelledIsNotPausedAnyMore(t *testing.T) {
+// Whoever wants something of a run while a visit ends it comes too late, and holds back nothing
+// of what goes on without the run.
+func TestARunThatIsJustEndingIsNotPausedAnyMore(t *testing.T) {
+	t.Parallel()
+	t.Run("cancelled", func(t *testing.T) { pausedTooLate(t, true) })
+	t.Run("by itself", func(t *testing.T) { pausedTooLate(t, false) })
+}
+
+func pausedTooLate(t *testing.T, cancelled bool) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	letters := newGate()
@@ -161,7 +169,11 @@ CREATE TRIGGER wait_at_the_end BEFORE UPDATE ON oncemore.run FOR EACH ROW WHEN (
 	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(7)`); err != nil {
 		t.Fatal(err)
 	}
-	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, 1, "wrong text") })
+	if cancelled {
+		control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, 1, "wrong text") })
+	} else {
+		close(letters.open)
+	}
 	eventuallyRow(t, pool, "a visit is about to end the run", `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
 	var late error
@@ -186,7 +198,75 @@ CREATE TRIGGER wait_at_the_end BEFORE UPDATE ON oncemore.run FOR EACH ROW WHEN (
 	if !errors.Is(late, worker.ErrRunEnded) {
 		t.Errorf("a pause that came too late: %v", late)
 	}
-	eventuallyRow(t, pool, "the run has ended", `SELECT cancelled FROM oncemore.run`)
-	close(letters.open)
+	eventuallyRow(t, pool, "the run has ended", `SELECT ended_at IS NOT NULL AND cancelled = $1 FROM oncemore.run`, cancelled)
+	if cancelled {
+		close(letters.open)
+	}
 	mustStop(t, w)
+}
+
+// Who slows a fan-out down must not believe that it is slow now.
+func TestAFanOutHasNoRateAndSaysSo(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, `INSERT INTO oncemore.run (id, parent_type, parent_entity, job_type) OVERRIDING SYSTEM VALUE VALUES (7, 1, 'a', 1)`)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if err := worker.SetRate(t.Context(), tx, 7, 5); !errors.Is(err, worker.ErrNoRate) {
+		t.Errorf("the rate of a fan-out: %v", err)
+	}
+	if err := worker.SetRate(t.Context(), tx, 8, 5); !errors.Is(err, worker.ErrNoRun) {
+		t.Errorf("the rate of no run: %v", err)
+	}
+}
+
+func TestARateThatNobodyCanCountWithIsRefused(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	newWorker(t, pool, newSet(t, lettersFrom(`SELECT '1' AS entity, 1 AS n`, func(context.Context, letter) error { return nil })), quietly(t)) // registers
+	opened := rerun(t, pool, worker.Order{Type: "letter", Rate: 1e9})
+	for _, rate := range []float64{math.Inf(1), math.NaN(), 1e19, -1} {
+		err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return worker.SetRate(t.Context(), tx, opened.Run, rate) })
+		if err == nil || !strings.Contains(err.Error(), "a rate is a number of entities a second") {
+			t.Errorf("a change of the rate to %g: %v", rate, err)
+		}
+		err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+			_, err := worker.OpenRerun(t.Context(), tx, pgq(pool), worker.Order{Type: "letter", Rate: rate})
+			return err
+		})
+		if err == nil || !strings.Contains(err.Error(), "a rate is a number of entities a second") {
+			t.Errorf("a re-run at %g: %v", rate, err)
+		}
+	}
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		_, err := worker.OpenRerun(t.Context(), tx, pgq(pool), worker.Order{Type: "letter", Canary: 1, CanaryShare: math.NaN()})
+		return err
+	})
+	if err == nil {
+		t.Error("a share that is no number was taken")
+	}
+}
+
+// A program that did not check it, or a person with SQL, has stored such a rate: the run is
+// sent all the same, as fast as the database bears it.
+func TestARunWhoseStoredRateIsBeyondAllCountingGoesOn(t *testing.T) {
+	t.Parallel()
+	for _, rate := range []string{"Infinity", "NaN", "1e19"} {
+		t.Run(rate, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			config := newWorker(t, pool, newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 20) n`, func(context.Context, letter) error { return nil })), quietly(t))
+			rerun(t, pool, worker.Order{Type: "letter"})
+			mustExec(t, pool, `UPDATE oncemore.run_control SET rate = $1::text::float8`, rate)
+			mustExec(t, pool, `UPDATE oncemore.run SET credit = $1::text::float8`, rate)
+			w := runWorker(t, config)
+			if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+				t.Errorf("the run: %s", got)
+			}
+			mustStop(t, w)
+		})
+	}
 }

@@ -101,7 +101,7 @@ func TestI4NoBlindRepeatWhatWasBegunAndCouldNotBeRecordedIsNoOrphan(t *testing.T
 		return g.pass(context.WithoutCancel(ctx), l.Entity())
 	}})
 	unrecorded := newWatch("outcomes not recorded")
-	w := begin(t, proxied, set, worker.Config{Lease: 3 * time.Second, Log: slog.New(slog.NewTextHandler(unrecorded, nil))})
+	w := begin(t, proxied, set, worker.Config{Lease: 6 * time.Second, Log: slog.New(slog.NewTextHandler(unrecorded, nil))})
 	enqueue(t, pgq(direct), letter{1})
 	within(t, "it is being worked", g.entered)
 
@@ -112,7 +112,13 @@ func TestI4NoBlindRepeatWhatWasBegunAndCouldNotBeRecordedIsNoOrphan(t *testing.T
 		look := func(sql string) bool { return strings.Contains(sql, "SELECT l.* FROM oncemore.ledger l") }
 		switch {
 		case !b.Writes && slices.ContainsFunc(b.SQL, look):
-			one.Do(func() { close(looking); <-goOn })
+			one.Do(func() {
+				close(looking)
+				select {
+				case <-goOn:
+				case <-t.Context().Done():
+				}
+			})
 		case cut.Load() && b.Writes:
 			return pgproxy.Lost
 		}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
-	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 )
 
 // How a re-run is sent.
@@ -377,15 +376,9 @@ func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, wh
 	}
 	r.notReady, r.open, r.ended, r.cancelled = missing, missing+going+r.failed+r.inDoubt, true, true
 	b := &pgx.Batch{}
-	b.Queue(lockEndSQL, r.id)
-	pgqueue.Unhold(b, r.id) // of what was left
 	tell(b, r.id, "cancelled", why)
 	return tx.SendBatch(ctx, b).Close()
 }
-
-// Who wants something of the run just now waits for our commit, and finds that it has ended:
-// it would else hold back what we have let go.
-const lockEndSQL = `/* run: lock its end */ SELECT FROM oncemore.run_control WHERE run = $1 FOR UPDATE`
 
 // A message with an entity that is open is left: it may be what carries that on.
 const withdrawSQL = `

@@ -209,22 +209,25 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	if err != nil {
 		return err
 	}
-	late, stale, err := l.lookAtSent(ctx, tx, r, child, p)
+	late, stale, stuck, err := l.lookAtSent(ctx, tx, r, child, p)
 	if err != nil {
 		return err
 	}
 	notReady := missing + stale
 	// A source in Go is asked in pieces, and one that names nothing more tells of itself alone.
 	walking := read.more && p.items == 0 && p.going == 0
-	if !walking {
-		if notReady < r.notReady {
-			r.resent = 0 // some of them were ready after all
-		}
+	switch {
+	case walking:
+	case r.resent == 0:
 		r.notReady = notReady
+	case notReady < r.notReady: // than ever since the last progress: a row that is stale now and then is none
+		r.notReady, r.resent = notReady, 0
 	}
 	r.open += stale
-	if stale > 0 && r.resent >= maxResends {
-		r.ended = true
+	// What is stale by now may be other entities than before: only those end the run that were
+	// sent as often themselves.
+	if stale > 0 && stale == stuck && late == 0 && r.resent >= maxResends {
+		r.notReady, r.ended = notReady, true
 		return asked.Rollback(ctx)
 	}
 	if err := asked.Commit(ctx); err != nil {

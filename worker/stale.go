@@ -11,13 +11,12 @@ import (
 
 // lookAtSent counts what a fan-out has just sent when it had its plan: what is late, and the
 // plan did not have yet; and what is stale, which the plan has, and which is done, but not as
-// the source names it now.
-func (l *life) lookAtSent(ctx context.Context, tx pgx.Tx, r *run, child *kind, p planned) (late, stale int64, err error) {
-	if p.items == 0 {
-		return 0, 0, nil
+// the source names it now. Of that, stuck is what was sent again as often as it may be.
+func (l *life) lookAtSent(ctx context.Context, tx pgx.Tx, r *run, child *kind, p planned) (late, stale, stuck int64, err error) {
+	if p.items > 0 {
+		err = tx.QueryRow(ctx, lateSQL, r.id, child.ID, r.epoch, child.Type.Version, r.packs, r.packs+p.sent, maxResends).Scan(&late, &stale, &stuck)
 	}
-	err = tx.QueryRow(ctx, lateSQL, r.id, child.ID, r.epoch, child.Type.Version, r.packs, r.packs+p.sent).Scan(&late, &stale)
-	return late, stale, err
+	return late, stale, stuck, err
 }
 
 // Of the entities in the packs that were just sent: those that no pack before them has, and
@@ -26,10 +25,13 @@ const lateSQL = `
 WITH sent AS MATERIALIZED (
     SELECT DISTINCT e.entity FROM oncemore.run_pack p CROSS JOIN LATERAL unnest(p.entities) AS e(entity) WHERE p.run = $1 AND p.pack >= $5 AND p.pack < $6
 ), again AS MATERIALIZED (
-    SELECT entity FROM sent INTERSECT SELECT unnest(p.entities) FROM oncemore.run_pack p WHERE p.run = $1 AND p.pack < $5
+    SELECT s.entity, count(*) AS packs FROM sent s
+    JOIN (SELECT unnest(p.entities) AS entity FROM oncemore.run_pack p WHERE p.run = $1 AND p.pack < $5) q ON q.entity = s.entity
+    GROUP BY s.entity
+), stale AS MATERIALIZED (
+    SELECT e.packs FROM again e CROSS JOIN LATERAL (SELECT FROM oncemore.ledger l WHERE ` + satisfiesSQL + ` OFFSET 0) l
 )
-SELECT (SELECT count(*) FROM sent) - (SELECT count(*) FROM again),
-       (SELECT count(*) FROM again e CROSS JOIN LATERAL (SELECT FROM oncemore.ledger l WHERE ` + satisfiesSQL + ` OFFSET 0) l)`
+SELECT (SELECT count(*) FROM sent) - (SELECT count(*) FROM again), count(*), count(*) FILTER (WHERE packs > $7) FROM stale`
 
 // outdated counts the entities of a sealed plan that are done, and of an older source than
 // the plan wants: they were not ready, or the app recorded them meanwhile as it knew them. A

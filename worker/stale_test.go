@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"iter"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -145,6 +146,62 @@ func TestI6AFanOutGoesOnWhileWhatIsStaleBecomesReady(t *testing.T) {
 	}
 	if n := count(t, pool, `SELECT items FROM oncemore.run ORDER BY id DESC LIMIT 1`); n != 5 {
 		t.Errorf("the run says %d items, want the 5 that were stale", n)
+	}
+	mustStop(t, w)
+}
+
+// One page never gets ready, and another becomes newer now and then, and is made again each time.
+// That it is there for once is no progress of the first: the run has an end.
+func TestAFanOutEndsThoughSomeOfItsSourceChangesNowAndThen(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	docs(t, pool, 2, `1`)
+	var asked atomic.Int64
+	set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return jobs.SQL[page](docsSQL) }},
+		jobs.Job[page]{Effect: jobs.Repeatable, Do: func(context.Context, page) error { return nil },
+			Ready: func(ctx context.Context, p page) (bool, error) {
+				if p.ID == 2 {
+					return true, nil
+				}
+				if asked.Add(1)%2 == 0 {
+					_, err := pool.Exec(ctx, `UPDATE doc SET revision = revision + 1 WHERE id = 2`)
+					return false, err
+				}
+				return false, nil
+			}})
+	w := begin(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), mailing{1})
+	if got := awaitRun(t, pool, 1); !strings.HasPrefix(got, "ended, complete=f, failed 0, in doubt 0, not ready") {
+		t.Errorf("the run: %s", got)
+	}
+	if n := asked.Load(); n > 8 {
+		t.Errorf("what is not ready was asked about %d times", n)
+	}
+	mustStop(t, w)
+}
+
+// Pages become newer one after the other while a run goes on, and each is made again. None was
+// sent in vain: the run goes on with them, and is complete.
+func TestAFanOutGoesOnWhileOtherPagesBecomeNewerEachTime(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	const n = 6
+	docs(t, pool, n, `1`)
+	set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return jobs.SQL[page](docsSQL) }},
+		jobs.Job[page]{Effect: jobs.Repeatable, Do: func(ctx context.Context, p page) error {
+			if p.ID == 1 || p.Revision == 2 { // while it is made, the next one becomes newer
+				_, err := pool.Exec(ctx, `UPDATE doc SET revision = 2 WHERE id = $1`, p.ID+1)
+				return err
+			}
+			return nil
+		}})
+	w := begin(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), mailing{1})
+	if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+		t.Errorf("the run: %s", got)
+	}
+	if got := count(t, pool, `SELECT count(*) FROM oncemore.ledger WHERE source_version = 2`); got != n-1 {
+		t.Errorf("%d pages are of the newer source, want %d", got, n-1)
 	}
 	mustStop(t, w)
 }

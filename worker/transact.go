@@ -47,6 +47,8 @@ func (l *life) workMany(task []*item) {
 	l.many(ready)
 }
 
+var errNeighbour = errors.New("the body or a check of another item of its transaction ended the goroutine")
+
 // returnRest gives back what is left of a task when a body or a check has ended the goroutine:
 // guard judges the items that it was called with, and nobody comes back to the others, claimed
 // or not. What was tried of them was rolled back.
@@ -54,7 +56,7 @@ func (l *life) returnRest(task []*item) {
 	for _, it := range task {
 		if !it.ended.Load() {
 			it.end = ending{}
-			l.finish(it, ledger.Returned, errExited)
+			l.finish(it, ledger.Returned, errNeighbour)
 		}
 	}
 }

@@ -34,7 +34,11 @@ func (l *life) inVisit(ctx context.Context, it *item, do func(tx pgx.Tx, b *pgx.
 		}
 		o := it.outcome(ledger.Ended)
 		var next []queue.Message
-		if !v.ended { // what an ended run leaves goes on without it, and nobody could resume that
+		if v.ended {
+			if err := freeRest(ctx, tx, b, v.run); err != nil {
+				return err
+			}
+		} else {
 			if err := holdPaused(ctx, tx, b, v.run); err != nil {
 				return err
 			}
@@ -60,6 +64,22 @@ type visited struct {
 	ended bool
 	wait  time.Duration // until the next visit, where it has not
 }
+
+// freeRest frees what a run that ends leaves, and what was held back of it: that goes on without the
+// run, and nobody could resume it. Who wants something of the run just now either has it, and is
+// waited for here, or waits for our commit, and finds that it has ended.
+func freeRest(ctx context.Context, tx pgx.Tx, b *pgx.Batch, run int64) error {
+	if run == 0 {
+		return nil // it has ended before
+	}
+	_, err := tx.Exec(ctx, lockEndSQL, run)
+	pgqueue.Unhold(b, run)
+	return err
+}
+
+const lockEndSQL = `
+/* run: lock its end */
+INSERT INTO oncemore.run_control AS c (run) VALUES ($1) ON CONFLICT (run) DO UPDATE SET rate = c.rate`
 
 // holdPaused holds back what there is of a paused run that has not begun: also what this visit
 // sends, which who paused the run could not see, and what was sent for another attempt.

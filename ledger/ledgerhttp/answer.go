@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -52,10 +51,11 @@ func (a *answer) write(w http.ResponseWriter) {
 var lists = []string{"Link", "Set-Cookie", "Vary"}
 
 // isKept tells whether a's header is stored with it. What was there before the handler is not: the
-// middleware that set it meets the request when it is sent again, too. But the body is what it was
-// said to be with the first answer, by whomever.
+// middleware that set it meets the request when it is sent again, too (one that compresses, say, and
+// sees us before it does). But the body is of the type that it was said to be of with the first
+// answer, by whomever.
 func (g *guarded) isKept(a *answer, name, value string) bool {
-	return slices.Contains(g.op.Headers, name) && (strings.HasPrefix(name, "Content-") || !slices.Contains(a.outer[name], value))
+	return slices.Contains(g.op.Headers, name) && (name == "Content-Type" || !slices.Contains(a.outer[name], value))
 }
 
 // queueStore keeps a beside the fact that the same transaction has recorded.

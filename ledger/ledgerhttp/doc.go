@@ -68,7 +68,7 @@
 // A handler finds the headers that the middleware before this one has set, and adds to them,
 // replaces them or removes them, as it would without a guard between. Of its answer those that
 // [Operation].Headers names are stored, without the values that were there before: that middleware
-// meets the request when it is sent again, too, and says what holds then. Only Content-* are stored
-// whoever set them, for they say what the stored body is. An answer that is shown again puts its
+// meets the request when it is sent again, too, and says what holds then. Only Content-Type is stored
+// whoever set it, for it says what the stored body is. An answer that is shown again puts its
 // headers in place of what was set before it; Link, Set-Cookie and Vary, which are lists, it adds to.
 package ledgerhttp

@@ -111,3 +111,18 @@ func TestAConnectionIsClosedWhereOuterMiddlewareSaysSo(t *testing.T) {
 	s.post("k", "tea")
 	s.want("closed", fmt.Sprint(closed), "[true true]")
 }
+
+// Middleware that compresses says so before the handler, and compresses what comes after. What is
+// kept is plain, and shown again as such to a client that wants nothing compressed.
+func TestTheEncodingOfAnOuterCompressorIsNotThatOfWhatIsKept(t *testing.T) {
+	s := newShop(t)
+	encoding := "br" // which no client of Go undoes by itself
+	s.behind(ledgerhttp.Operation{}, func(h http.Header) {
+		if encoding != "" {
+			h.Set("Content-Encoding", encoding)
+		}
+	}, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "<html>tea</html>") })
+	s.want("the first", headers(s.post("k", "tea"), "Content-Encoding", "Content-Type"), "Content-Encoding: br\nContent-Type: text/html; charset=utf-8")
+	encoding = ""
+	s.want("the next", headers(s.post("k", "tea"), "Content-Encoding", "Content-Type"), "Content-Type: text/html; charset=utf-8")
+}

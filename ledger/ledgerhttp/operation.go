@@ -56,7 +56,7 @@ type Operation struct {
 
 	// Headers are those of an answer that are kept with it. nil: [KeptHeaders]. Set-Cookie is
 	// not among them: an answer is shown again to whoever has the caller's identity. What was
-	// set before the handler is not kept, but for Content-*, see the package's comment.
+	// set before the handler is not kept, but for Content-Type, see the package's comment.
 	Headers []string
 
 	// Fingerprint is what two requests under one key must agree in, by a rule with a number: a

@@ -69,7 +69,8 @@ func (rec *recorder) answer() *answer {
 	}
 	h := rec.sealed
 	// Now and when it is shown again it must be the same, whatever a later version would guess.
-	if _, said := h["Content-Type"]; !said && rec.body.Len() > 0 && h.Get("Content-Encoding") == "" {
+	// An encoding that was set before the handler is yet to come.
+	if _, said := h["Content-Type"]; !said && rec.body.Len() > 0 && h.Get("Content-Encoding") == rec.outer.Get("Content-Encoding") {
 		h.Set("Content-Type", http.DetectContentType(rec.body.Bytes()))
 	}
 	for _, name := range []string{"Content-Length", "Transfer-Encoding", "Connection", "Trailer"} {

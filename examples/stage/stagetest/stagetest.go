@@ -41,7 +41,7 @@ func Undergo[P stage.Proof](t testing.TB, seed *uint64, tell func(context.Contex
 	if *seed, err = stage.Seed(*seed); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 5*time.Minute, errors.New("the story takes longer than five minutes"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 15*time.Minute, errors.New("the story takes longer than a quarter of an hour"))
 	defer cancel()
 	p, err := tell(ctx)
 	if err != nil {
