@@ -72,14 +72,10 @@ func freeRest(ctx context.Context, tx pgx.Tx, b *pgx.Batch, run int64) error {
 	if run == 0 {
 		return nil // it has ended before
 	}
-	_, err := tx.Exec(ctx, lockEndSQL, run)
+	_, err := tx.Exec(ctx, lockControlSQL, run) // its end is not written yet
 	pgqueue.Unhold(b, run)
 	return err
 }
-
-const lockEndSQL = `
-/* run: lock its end */
-INSERT INTO oncemore.run_control AS c (run) VALUES ($1) ON CONFLICT (run) DO UPDATE SET rate = c.rate`
 
 // holdPaused holds back what there is of a paused run that has not begun: also what this visit
 // sends, which who paused the run could not see, and what was sent for another attempt.
