@@ -38,6 +38,7 @@
 //	client disconnects             the handler goes on to its end, bounded by Timeout; the next request is
 //	                               answered with what it wrote
 //	the handler runs into Timeout  what it returns counts; its transaction fails, so mostly: rolled back
+//	it then returns silently       503, nothing is stored: it was cut off
 //	shutdown                       http.Server.Shutdown waits for the handler; Close waits too, then leaves what
 //	                               is left to the effect class
 //	the process is killed          Postgres rolls back; the next     its lease lapses, it is declared dead; the
@@ -47,7 +48,8 @@
 //	COMMIT is refused              500, as it would be again; 503 if it may pass by itself, as conflicts do
 //	the lease is lost              nothing: there is none           the handler's context ends; what it did is
 //	                                                                recorded if its fence still holds, else disputed
-//	the answer is too long         500, rolled back                 500, stored: the effect is not to be repeated
+//	the answer is too long         500, rolled back                 500, stored: the effect is not to be repeated;
+//	                                                                but as 5xx where its status is not stored
 //	the answer is streamed         Flush and Hijack are not there: [net/http.ResponseController] returns
 //	                               [net/http.ErrNotSupported], and nothing leaves before it is stored
 //	the answer has trailers        those that it declares are dropped: an answer is shown again without them

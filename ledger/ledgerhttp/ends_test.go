@@ -287,6 +287,7 @@ func TestACommitThatTheDatabaseRefusesIsToldAsWhatItIs(t *testing.T) {
 		"a lock that is taken": {"55P03", "503 unavailable 1"},
 		"shutdown":             {"57P01", "503 unavailable 1"},
 		"a full disk":          {"53100", "503 unavailable 1"},
+		"a disk that fails":    {"58030", "503 unavailable 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newShop(t)

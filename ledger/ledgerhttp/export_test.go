@@ -12,7 +12,7 @@ var (
 // Problems are the names of all problems, with their status.
 func Problems() map[string]string {
 	all := map[string]string{}
-	for _, p := range []problem{keyMissing, keyInvalid, keyReused, ongoing, outcomeUnknown, expired, gone, unfinished, unknown, tooLarge, unreadable, unidentified, unstorable, aborted, unkept, unavailable} {
+	for _, p := range []problem{keyMissing, keyInvalid, keyReused, ongoing, outcomeUnknown, expired, gone, unfinished, unknown, tooLarge, unreadable, consumed, unidentified, unstorable, aborted, unkept, unavailable} {
 		all[p.slug] = strconv.Itoa(p.status)
 	}
 	return all

@@ -66,17 +66,22 @@ func openShop(t *testing.T, own, pool *pgxpool.Pool) *shop {
 		t.Fatal(err)
 	}
 	s := &shop{T: t, pool: own, keys: keys, mux: http.NewServeMux()}
+	s.serve()
+	return s
+}
+
+// serve opens the shop, until the test ends.
+func (s *shop) serve() {
 	s.srv = httptest.NewServer(s.mux)
 	s.srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // panics are meant
-	t.Cleanup(func() {
+	s.Cleanup(func() {
 		s.srv.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := keys.Close(ctx); err != nil {
-			t.Error(err)
+		if err := s.keys.Close(ctx); err != nil {
+			s.Error(err)
 		}
 	})
-	return s
 }
 
 // caller is who the request says it comes from. A real one would be authenticated.

@@ -61,12 +61,15 @@ func (g *guarded) giveBack(ctx context.Context, req *request, lease *ledger.Leas
 	return g.ledger.RunBatch(ctx, func(b *pgx.Batch) { ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out}) })
 }
 
-// listDoubt writes down what the class makes of a claim whose process died, so that it is found
-// among what is in doubt. It is compared and set by the fence that was seen, and so waits for
+// listDoubt writes down what the class makes of a claim whose process died, or whose horizon is
+// past, so that it is found among what is in doubt. It is compared and set by the fence that was seen, and so waits for
 // that process's last transaction, where the server still has one: nobody is told of a doubt that
 // a late commit then resolves.
 func (g *guarded) listDoubt(ctx context.Context, req *request, lease *ledger.Lease, o *ledger.Open) (listed bool, err error) {
-	out := &ledger.Outcome{Want: req.want, State: ledger.Unclear, Fence: o.Fence, Attempts: o.Attempts, Class: "http", Error: "its process died over it"}
+	out := &ledger.Outcome{Want: req.want, State: ledger.Unclear, Fence: o.Fence, Attempts: o.Attempts, Class: "http"}
+	if o.Abandoned() { // else what its handler answered is known, and stays
+		out.Error = "its process died over it"
+	}
 	err = g.ledger.RunBatch(ctx, func(b *pgx.Batch) {
 		out.Refused = false
 		ledger.Settle(b, &g.kind, lease.ID, []*ledger.Outcome{out})
@@ -104,9 +107,6 @@ func (at *attempt) make() (outcome, error) {
 	c := &call{effectKey: ledger.EffectKey(at.kind.Name, at.req.want.Entity, at.claim.Epoch)}
 	ctx = context.WithValue(ctx, callKey{}, c)
 
-	if !at.lease.Alive() { // a process that stood still wakes up without notice
-		return at.leave(ledger.Returned, true, "", nil)
-	}
 	ended := false
 	defer func() {
 		if !ended { // a panic, which goes on
@@ -119,6 +119,9 @@ func (at *attempt) make() (outcome, error) {
 		defer removeForm(r)
 		done, err := at.check(rec, r)
 		switch {
+		case err != nil && ctx.Err() != nil: // it was not let finish, which is no answer
+			ended = true
+			return at.leave(ledger.Returned, true, "", nil)
 		case err != nil:
 			ended = true
 			at.log.Warn("it cannot be told whether a request was done", "operation", at.op.Name, "entity", at.req.want.Entity, "error", err)
@@ -135,17 +138,35 @@ func (at *attempt) make() (outcome, error) {
 			return at.complete(rec.answer(), ledger.DoneCheck)
 		}
 	}
+	// The last look before the effect: a process that stood still wakes up without notice, and a
+	// Check may have taken longer than the lease. Somebody else may have been told since that the
+	// effect did not happen.
+	if !at.lease.Alive() || ctx.Err() != nil {
+		ended = true
+		return at.leave(ledger.Returned, true, "", nil)
+	}
+	c.absent.Store(false) // what Check said of it was of an earlier attempt
 	a, err := at.run(ctx, at.req)
 	ended = true
 	switch {
-	case err != nil:
+	case errors.Is(err, errSilent):
+		out, left := at.leave(at.interrupted(c), c.absent.Load(), err.Error(), nil)
+		if left == nil {
+			out = unavailable.outcome()
+		}
+		return out, left
+	case at.op.Store(a.status) && err != nil:
 		return at.tooLarge(ledger.Reported)
 	case at.op.Store(a.status):
 		return at.complete(a, ledger.Reported)
 	case a.status == http.StatusTooManyRequests:
 		c.absent.Store(true)
 	}
-	return at.leave(at.interrupted(c), c.absent.Load(), fmt.Sprintf("answered %d", a.status), a)
+	out, left := at.leave(at.interrupted(c), c.absent.Load(), fmt.Sprintf("answered %d", a.status), a)
+	if err != nil && out.answer != nil { // it is not kept, and is not whole either
+		out = unstorable.outcome()
+	}
+	return out, left
 }
 
 // tooLarge records an effect that has happened: it is not to be repeated for the length of its

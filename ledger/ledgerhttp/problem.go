@@ -32,6 +32,7 @@ var (
 	unknown        = problem{"request-unknown", http.StatusNotFound, "No such request is known", "It has not come, or it failed and what it did was undone: send it again, with the same key.", false}
 	tooLarge       = problem{"request-too-large", http.StatusRequestEntityTooLarge, "The request is too large", "", false}
 	unreadable     = problem{"request-unreadable", http.StatusBadRequest, "The request could not be read", "", false}
+	consumed       = problem{"request-consumed", http.StatusInternalServerError, "The request could not be read", "The server has lost the request's body before it could be compared. Nothing was done.", false}
 	unidentified   = problem{"caller-unknown", http.StatusUnauthorized, "The caller is not known", "A key belongs to a caller, and this request does not say whose it is.", false}
 	unstorable     = problem{"response-too-large", http.StatusInternalServerError, "The response is too large to be kept", "The operation's answer is longer than the server may keep.", false}
 	aborted        = problem{"transaction-failed", http.StatusInternalServerError, "The operation failed", "Nothing was changed. The server's log says more.", false}

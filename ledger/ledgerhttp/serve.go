@@ -130,6 +130,11 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 		}
 		return nil, &p
 	}
+	if len(body) == 0 && (r.ContentLength > 0 || len(r.PostForm) > 0 || r.MultipartForm != nil) {
+		// Two requests with different bodies would be taken for the same one.
+		g.log.Error("request refused: its body was read before it came here, by Scope or by a middleware around the operation; let them restore it", "operation", g.op.Name)
+		return nil, &consumed
+	}
 	req := &request{Request: r, key: key, body: body}
 	if h := w.Header(); len(h) > 0 {
 		req.outer = h.Clone() // an end may be recorded when the client has been answered something else
@@ -153,16 +158,21 @@ func (g *guarded) caller(r *http.Request) (scope string, p *problem) {
 	return "", &unidentified
 }
 
-// run lets the handler write its answer. ctx is its request's.
+// errSilent says that a handler said nothing, after its context had ended: it was cut off. For
+// net/http that would be an empty 200, and a 200 says that it was done.
+var errSilent = errors.New("the handler's time was over, and it returned without an answer")
+
+// run lets the handler write its answer. ctx is its request's. With [ErrResponseTooLarge] the
+// answer is the beginning of what was written.
 func (g *guarded) run(ctx context.Context, req *request) (*answer, error) {
 	rec := newRecorder(req.outer, g.op.MaxResponse)
 	r := req.again(ctx)
 	defer removeForm(r)
 	g.next.ServeHTTP(rec, r)
-	if rec.err != nil {
-		return nil, rec.err
+	if rec.status == 0 && ctx.Err() != nil {
+		return nil, errSilent
 	}
-	return rec.answer(), nil
+	return rec.answer(), rec.err
 }
 
 // again is the request under another context, its body to be read from the beginning. Who has

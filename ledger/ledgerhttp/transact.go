@@ -62,7 +62,7 @@ func (g *guarded) transact(ctx context.Context, req *request) (*answer, error) {
 	a, err := g.run(context.WithValue(ctx, callKey{}, &call{tx: tx.lent()}), req)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, err // nothing is kept of it
 	case !g.op.Store(a.status):
 		return a, nil
 	case a.status >= http.StatusBadRequest:

@@ -92,15 +92,16 @@ func (t *transaction) commit(ctx context.Context, last func(*pgx.Batch)) error {
 	return err
 }
 
-// refused tells whether the server has said that it does not commit, for a reason that does not
-// pass by itself as a conflict with others (class 40, 55P03), a shutdown or a timeout (57) and a
-// lack of resources (53) do.
+// refused tells whether the server has said that it does not commit, for a reason of what is
+// written. Others pass by themselves: of the connection (08), of the transaction or of a server
+// that became a standby (25, 26), a conflict with others (40, 55), a lack of resources (53), a
+// shutdown or a timeout (57), of the disk (58), and what should not happen (XX).
 func refused(err error) bool {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.SeverityUnlocalized != "ERROR" || pg.Code == "55P03" {
+	if !errors.As(err, &pg) || pg.SeverityUnlocalized != "ERROR" {
 		return false
 	}
-	return !slices.Contains([]string{"40", "53", "57"}, pg.Code[:min(2, len(pg.Code))])
+	return !slices.Contains([]string{"08", "25", "26", "40", "53", "55", "57", "58", "XX"}, pg.Code[:min(2, len(pg.Code))])
 }
 
 // rollback undoes what is not committed, and gives the connection back. After a commit, or a
