@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
@@ -28,8 +31,8 @@ const (
 )
 
 // timeRequests measures what a request takes that inserts a row and is answered with its number,
-// over HTTP on this machine, client and server in this one process: behind the middleware, or
-// as the same handler in a transaction of its own.
+// over HTTP on this machine, client and server in this one process: behind the middleware, as the
+// same handler in a transaction of its own, or as that with its keys kept by hand.
 func timeRequests(ctx context.Context, o *options, db string, pool *pgxpool.Pool, m measurement, n int) (_ sample, err error) {
 	if _, err := pool.Exec(ctx, `CREATE TABLE bench_order (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item text NOT NULL)`); err != nil {
 		return sample{}, fmt.Errorf("make the table of the orders: %w", err)
@@ -46,7 +49,13 @@ func timeRequests(ctx context.Context, o *options, db string, pool *pgxpool.Pool
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	}))
-	if m.kind == doorGuarded {
+	switch m.kind {
+	case doorByHand:
+		if _, err := pool.Exec(ctx, createKeys); err != nil {
+			return sample{}, fmt.Errorf("make the table of the keys: %w", err)
+		}
+		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { byHand(w, r, conns) })
+	case doorGuarded:
 		keys, err := ledgerhttp.New(conns, ledgerhttp.Config{Scope: func(*http.Request) (string, error) { return "customer 17", nil }})
 		if err != nil {
 			return sample{}, err
@@ -92,7 +101,10 @@ func timeRequests(ctx context.Context, o *options, db string, pool *pgxpool.Pool
 	took := time.Since(start)
 
 	counts := []string{`SELECT count(*) FROM bench_order`}
-	if m.kind == doorGuarded {
+	switch m.kind {
+	case doorByHand:
+		counts = append(counts, `SELECT count(*) FROM bench_key WHERE status = 201`)
+	case doorGuarded:
 		counts = append(counts, `SELECT count(*) FROM oncemore.ledger`, `SELECT count(*) FROM oncemore.response`)
 	}
 	for _, query := range counts {
@@ -118,6 +130,48 @@ func order(w http.ResponseWriter, r *http.Request, tx pgx.Tx) error {
 	w.WriteHeader(http.StatusCreated)
 	_, err = fmt.Fprintf(w, `{"id":%d,"item":%q}`+"\n", id, item)
 	return err
+}
+
+const createKeys = `
+CREATE TABLE bench_key (
+    key text PRIMARY KEY, created_at timestamptz NOT NULL DEFAULT now(), digest bytea NOT NULL,
+    status int, headers jsonb, body bytea
+)`
+
+// byHand is order with its keys kept by hand, as it is mostly written: the key first, so that a twin
+// waits for it, and the answer at the end, in one transaction.
+func byHand(w http.ResponseWriter, r *http.Request, conns *pgxpool.Pool) {
+	ctx := r.Context()
+	item, err := io.ReadAll(r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	digest := sha256.Sum256(item)
+	key := r.Header.Get("Idempotency-Key")
+	answer := httptest.NewRecorder()
+	err = pgx.BeginFunc(ctx, conns, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `INSERT INTO bench_key (key, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING`, key, digest[:])
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return errors.New("the key is there: here the stored answer would be read")
+		}
+		r.Body = io.NopCloser(bytes.NewReader(item))
+		if err := order(answer, r, tx); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE bench_key SET status = $2, headers = $3, body = $4 WHERE key = $1`, key, answer.Code, answer.Header(), answer.Body.Bytes())
+		return err
+	})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	maps.Copy(w.Header(), answer.Header())
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(answer.Body.Bytes()) // the client says what it got
 }
 
 // knock sends n requests, doorClients at a time, each with a key of its own, drawn at random as

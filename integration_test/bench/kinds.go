@@ -31,6 +31,7 @@ const (
 	loopHeld       kind = "enqueue-and-work loop under an old snapshot"
 	takeover       kind = "takeover from a killed worker"
 	doorGuarded    kind = "requests behind the middleware"
+	doorByHand     kind = "requests that keep their keys by hand"
 	doorPlain      kind = "requests in a transaction"
 	sqsSingles     kind = "single jobs over SQS"
 	sqsPacks       kind = "packs of jobs over SQS"
@@ -93,7 +94,7 @@ func (o *options) from(k kind) int {
 // jobs is how many a measurement has.
 func (o *options) jobs(m measurement) int {
 	switch m.kind {
-	case insertOne, doorGuarded, doorPlain, sqsSingles, sqsAlone:
+	case insertOne, doorGuarded, doorByHand, doorPlain, sqsSingles, sqsAlone:
 		return max(o.n/10, 1)
 	case burnEffects:
 		if m.side == peer {

@@ -95,7 +95,7 @@ func measure(ctx context.Context, o *options, m measurement) (_ sample, err erro
 		return loop(ctx, o, db, pool, m)
 	case rerunDone:
 		return timeRerun(ctx, o, db, pool, s, m, n)
-	case doorGuarded, doorPlain:
+	case doorGuarded, doorByHand, doorPlain:
 		return timeRequests(ctx, o, db, pool, m, n)
 	case sqsSingles, sqsPacks, sqsAlone:
 		return timeSQS(ctx, o, db, pool, s, m, n)

@@ -40,6 +40,10 @@ func timesPlain(x float64) target {
 	return target{fmt.Sprintf("≤ %g × the plain handler", x), func(o, p float64) bool { return o <= x*p }}
 }
 
+func timesByHand(x float64) target {
+	return target{fmt.Sprintf("≤ %g × keys kept by hand", x), func(o, p float64) bool { return o <= x*p }}
+}
+
 func timesSQS(x float64) target {
 	return target{fmt.Sprintf("≥ %g × SQS alone", x), func(o, p float64) bool { return o >= x*p }}
 }
@@ -208,6 +212,13 @@ var rows = []row{
 		note: func(o options) string {
 			return fmt.Sprintf("%s POSTs with a key each, %d at a time over HTTP on this machine, behind ledgerhttp: row, fact and answer in one transaction; beside it the same handler without a key, its row in a transaction of its own; mean time of a request, %d connections to the database",
 				count(o.jobs(us(doorGuarded))), doorClients, doorClients)
+		},
+	},
+	{
+		id: "H1", work: "the same beside keys kept by hand", unit: "µs",
+		ours: us(doorGuarded), peer: us(doorByHand), value: micros, target: timesByHand(1.25),
+		note: func(options) string {
+			return "beside it the same handler as it is written without a library: in its transaction it inserts the key into a table of its own, and at the end its status, headers and body beside the key; no caller, no limit of time, no fact for ever, no cleaning up"
 		},
 	},
 }
