@@ -146,11 +146,16 @@ func (l *Ledger) Sweep(ctx context.Context, t *Type, os []*Open) error {
 // SweepMoot removes claims that a fact outranks and nobody living holds, of the given types:
 // what is left when a worker, or its connection, breaks between the two looks of a claim. What is
 // listed as failed, or in doubt, with other arguments than the fact's stays (as listed in
-// decide.go says).
+// decide.go says). So does what is open beside a fact of an older version of the code: that work
+// is wanted again, and what failed before it had a claim has no epoch of its own that says so.
 // Nobody else looks at them until the work is asked for again. It reads all claims, so it is
 // for now and then.
-func (l *Ledger) SweepMoot(ctx context.Context, types []int32) error {
-	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(sweepMootSQL, types) })
+func (l *Ledger) SweepMoot(ctx context.Context, types []*Type) error {
+	ids, versions := make([]int32, len(types)), make([]int, len(types))
+	for i, t := range types {
+		ids[i], versions[i] = t.ID, t.wanted()
+	}
+	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(sweepMootSQL, ids, versions) })
 	if err != nil {
 		return fmt.Errorf("sweep claims of what is done: %w", err)
 	}
@@ -164,6 +169,7 @@ DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
     WHERE c.job_type = ANY ($1::int[]) AND (c.owner IS NULL OR EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND w.dead_at IS NOT NULL))
       AND EXISTS (SELECT FROM oncemore.ledger l WHERE l.job_type = c.job_type AND l.entity = c.entity
                   AND coalesce(l.epoch, 0) >= c.epoch AND coalesce(l.source_version, 0) >= c.source_version
+                  AND coalesce(l.version, 0) >= ($2::int[])[array_position($1::int[], c.job_type)]
                   AND NOT (coalesce(c.trouble, '') IN ('failed', 'in_doubt') AND c.fingerprint <> l.fingerprint
                            AND c.fingerprint <> 0 AND l.fingerprint <> 0 AND c.fingerprint >> 56 = l.fingerprint >> 56))
     ORDER BY c.job_type, c.entity LIMIT 1000 FOR UPDATE OF c SKIP LOCKED))`

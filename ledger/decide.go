@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// A Type is what the ledger knows of a job type. Get one from [Ledger.Register].
+// A Type is what the ledger knows of a job type. It has its ID from [Ledger.Register], or
+// [Ledger.Declare].
 type Type struct {
 	ID      int32
 	Name    string
@@ -15,6 +16,10 @@ type Type struct {
 	Version int           // of the code; a higher one than the fact's makes it stale where the effect may repeat
 	Timeout time.Duration // of one attempt; a Keyed horizon ends so much earlier
 	Checked bool          // it has a done-check
+
+	// Requests: its work comes as requests (package ledgerhttp). Only a client sends one again: no
+	// message carries it, and no worker would take one.
+	Requests bool
 
 	ResultTTL time.Duration // of results, not of facts; 0: [DefaultResultTTL]; negative: 100 years
 }
@@ -146,7 +151,7 @@ func Decide(t *Type, w Want, f *Fact, o *Open, now time.Time) Reason {
 		return Ongoing
 	case now.Before(o.NotBefore):
 		return Waiting
-	case o.Trouble == FailedFor && !newer:
+	case o.Trouble == FailedFor && !newer && !o.calledBy(w):
 		return Failed
 	}
 	if again := afterInterruption(t, o, now); again != Retry {
@@ -170,12 +175,21 @@ func staleness(t *Type, w Want, f *Fact) Reason {
 		return Forced
 	case w.SourceVersion > f.SourceVersion:
 		return StaleSource
-	case t.Version > f.Version && t.Effect.MayRepeat():
+	case t.wanted() > f.Version:
 		return StaleVersion
 	case differ(w.Fingerprint, f.Fingerprint):
 		return Conflict
 	}
 	return Done
+}
+
+// wanted is the least version of the code that a fact must have: none where the effect may not
+// repeat, since a new program is no reason for another effect.
+func (t *Type) wanted() int {
+	if t.Effect.MayRepeat() {
+		return t.Version
+	}
+	return 0
 }
 
 // afterInterruption says what the effect class allows after attempts whose effect is
@@ -229,6 +243,14 @@ func MustVerify(t *Type, o *Open, now time.Time) bool {
 // attempt, does w's work too, so that a message that carries w may be acknowledged.
 func (o *Open) Covers(w Want) bool {
 	return o.Epoch >= w.Epoch && o.SourceVersion >= w.SourceVersion && !differ(o.Fingerprint, w.Fingerprint)
+}
+
+// calledBy tells whether the failed claim o is due again for the run of w, which has called it:
+// the run has written itself into the claim, with all its attempts before it. Until a worker takes
+// it over, with the message of that run in hand, it stays what it is, a failure that is listed. So
+// nothing is lost where that message comes to nothing, because its arguments are others by now, say.
+func (o *Open) calledBy(w Want) bool {
+	return o.Trouble == FailedFor && o.Attempts == 0 && w.Run != 0 && w.Run == o.Run
 }
 
 // listed tells whether the claim o must stay beside the fact f for who looks after failures and

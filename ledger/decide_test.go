@@ -42,9 +42,12 @@ func (s *situation) String() string {
 var effects = map[string]ledger.Effect{"tx": ledger.InTransaction, "repeatable": ledger.Repeatable, "keyed": ledger.Keyed(horizon),
 	"verifiable": ledger.Verifiable(settle), "once": ledger.Once}
 
+// Everything is wanted by one run.
+const thisRun = 8
+
 // wanted makes a want; claims stand for wants too.
 func wanted(words string) ledger.Want {
-	w := ledger.Want{Entity: "e", Fingerprint: someArgs, Epoch: 3, SourceVersion: 10}
+	w := ledger.Want{Entity: "e", Fingerprint: someArgs, Epoch: 3, SourceVersion: 10, Run: thisRun}
 	switch words {
 	case "forced":
 		w.Epoch = 7
@@ -67,7 +70,8 @@ func wanted(words string) ledger.Want {
 var (
 	wants  = []string{"plain", "forced", "newer source", "other args", "forced, other args", "newer source, other args", "unknown args", "args by an older rule"}
 	facts  = []string{"none", "satisfying", "older epoch", "older version", "older source", "other args"}
-	claims = []string{"none", "held", "abandoned just now", "abandoned long ago", "retrying due", "retrying waiting", "failed", "failed just now", "in_doubt", "returned"}
+	claims = []string{"none", "held", "abandoned just now", "abandoned long ago", "retrying due", "retrying waiting", "failed", "failed just now", "in_doubt", "returned",
+		"called again", "called again by another"}
 	stands = []string{"plain", "forced", "newer source", "other args"}
 	proofs = []string{"none", "fresh", "old"}
 )
@@ -93,7 +97,7 @@ func (s *situation) build() {
 		return
 	}
 	st := wanted(s.stands)
-	o := ledger.Open{Entity: "e", Fence: 5, Fingerprint: st.Fingerprint, Epoch: st.Epoch, SourceVersion: st.SourceVersion, Attempts: 1}
+	o := ledger.Open{Entity: "e", Fence: 5, Fingerprint: st.Fingerprint, Epoch: st.Epoch, SourceVersion: st.SourceVersion, Attempts: 1, Run: thisRun}
 	switch s.proof {
 	case "fresh":
 		o.FirstClaimedAt = noon.Add(-time.Hour)
@@ -119,6 +123,10 @@ func (s *situation) build() {
 		o.Trouble = ledger.Doubtful
 	case "returned":
 		o.Trouble, o.Attempts = ledger.Retrying, 0
+	case "called again":
+		o.Trouble, o.Attempts = ledger.FailedFor, 0
+	case "called again by another":
+		o.Trouble, o.Attempts, o.Run = ledger.FailedFor, 0, thisRun+1
 	}
 	s.o = &o
 	s.again = s.w.Epoch > o.Epoch || s.w.SourceVersion > o.SourceVersion
@@ -176,7 +184,15 @@ func (s *situation) justNow() bool {
 	return s.claim == "abandoned just now" || s.claim == "failed just now"
 }
 
-func (s *situation) failed() bool { return s.claim == "failed" || s.claim == "failed just now" }
+// failed: it has, and who asks has not called it again.
+func (s *situation) failed() bool {
+	return s.claim == "failed" || s.claim == "failed just now" || s.claim == "called again by another"
+}
+
+// untried: the claim counts no attempt.
+func (s *situation) untried() bool {
+	return s.claim == "returned" || s.claim == "called again" || s.claim == "called again by another"
+}
 
 // blocked is the set of sentences that keep an item from running, whatever is wanted.
 func (s *situation) blocked() (why []string) {
@@ -249,12 +265,12 @@ func TestDecideAnswersWhatItsReasonsSay(t *testing.T) {
 		settling := s.effect == "verifiable" && s.justNow() && s.proof != "none" && !idle
 		is(ledger.Waiting, open && (s.claim == "retrying waiting" || settling))
 		is(ledger.InDoubt, open && (doubt || !idle && !settling && !s.mayRepeat()))
-		is(ledger.Missing, got.Run() && s.fact == "none" && (s.claim == "none" || s.claim == "returned" && s.w.Epoch <= s.o.Epoch))
-		fresh := s.claim == "none" || s.claim == "returned"
+		is(ledger.Missing, got.Run() && s.fact == "none" && (s.claim == "none" || s.untried() && s.w.Epoch <= s.o.Epoch))
+		fresh := s.claim == "none" || s.untried()
 		is(ledger.Retry, got.Run() && !fresh && s.w.Epoch <= s.o.Epoch)
 		is(ledger.StaleSource, got.Run() && s.fact == "older source" && fresh && (s.o == nil || s.w.Epoch <= s.o.Epoch))
 		is(ledger.StaleVersion, got.Run() && s.fact == "older version" && fresh && (s.o == nil || s.w.Epoch <= s.o.Epoch))
-		is(ledger.Forced, got.Run() && (s.o == nil && s.fact == "older epoch" || s.o != nil && s.w.Epoch > s.o.Epoch || s.claim == "returned" && s.fact == "older epoch"))
+		is(ledger.Forced, got.Run() && (s.o == nil && s.fact == "older epoch" || s.o != nil && s.w.Epoch > s.o.Epoch || s.untried() && s.fact == "older epoch"))
 	})
 }
 
@@ -328,6 +344,10 @@ func TestDecideByExample(t *testing.T) {
 		{situation{effect: "repeatable", want: "other args", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Conflict},
 		{situation{effect: "repeatable", want: "forced, other args", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Forced},
 		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Failed},
+		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "called again", stands: "plain", proof: "fresh"}, ledger.Missing},
+		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "called again by another", stands: "plain", proof: "fresh"}, ledger.Failed},
+		{situation{effect: "repeatable", want: "other args", fact: "none", claim: "called again", stands: "plain", proof: "none"}, ledger.Conflict},
+		{situation{effect: "once", want: "plain", fact: "none", claim: "called again", stands: "plain", proof: "fresh"}, ledger.InDoubt},
 		{situation{effect: "repeatable", want: "newer source", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Retry},
 		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "returned", stands: "plain"}, ledger.Missing},
 		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "retrying waiting", stands: "plain"}, ledger.Waiting},

@@ -86,9 +86,11 @@
 //	                                                                TestCompletionOfANewerSourceAfterAnAdoption
 //	complete                        look                            B sees ongoing or done, and never missing
 //	                                                                TestLookDuringACompletion
+//	complete, not committed         look: missing; claim            B's insert waits; its second look sees the fact, and drops the claim
+//	                                                                TestClaimDuringACompletion
 //	insert fact, not committed      insert fact                     B waits; A commits: not B's; A rolls back: B's
 //	                                                                TestHoldDuringAnotherHold
-//	insert fact                     insert fact, by Settle          B's settlement fails whole, once; with Again its insert does nothing
+//	insert fact                     insert fact, by Settle          B's settlement fails whole; B looks, takes out what is done, and settles the rest
 //	                                                                TestAFactThatSomebodyElseRecordedDoesNotFailItsNeighbours
 //	insert fact, frozen             insert fact                     B is busy when its patience ends, and A's commit stands
 //	                                                                TestHoldIsBusyWhenPatienceEnds

@@ -108,6 +108,36 @@ func TestClaimAfterACompletion(t *testing.T) {
 	w.done(0)
 }
 
+// The same, while B's completion is not committed: A's insert waits for it, in a transaction that
+// has looked already. A second look with those eyes would not see the fact.
+func TestClaimDuringACompletion(t *testing.T) {
+	for _, commit := range []bool{true, false} {
+		t.Run(fmt.Sprint("committed ", commit), func(t *testing.T) {
+			w, a, b := two(t, ledger.Once)
+			seen := w.look(plain(e))
+			c := w.claim(b, plain(e))
+			tx := w.begin()
+			settling := &pgx.Batch{}
+			ledger.Settle(settling, w.kind, b, []*ledger.Outcome{completed(plain(e), c)})
+			w.ok(tx.SendBatch(t.Context(), settling).Close())
+			answer := make(chan bool)
+			go func() { answer <- w.claimAs(a, plain(e), seen).Won }()
+			w.awaitBlocked(1)
+			if commit {
+				w.ok(tx.Commit(t.Context()))
+			} else {
+				w.ok(tx.Rollback(t.Context()))
+			}
+			w.want("a has it", <-answer, false)
+			if commit {
+				w.done(0)
+			} else {
+				w.want("it is b's still", w.reason(e), ledger.Ongoing)
+			}
+		})
+	}
+}
+
 func TestClaimOfStaleWorkAfterAnotherCompletion(t *testing.T) {
 	w, a, b := two(t, ledger.Once)
 	w.settle(a, completed(source(e, 5), w.claim(a, source(e, 5))))

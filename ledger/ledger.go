@@ -38,25 +38,60 @@ func checkName(kind, s string) error {
 	return nil
 }
 
-// Register gives t its number, and a new job type its row. aliases are earlier names
-// of the same job type; the first that exists lends its number, so that its facts
-// stay. source is the query that names the entities, for tools that do not link the
-// app; empty where there is none that can be run as it stands.
-func (l *Ledger) Register(ctx context.Context, t *Type, source string, aliases ...string) error {
-	err := l.pool.QueryRow(ctx, registerSQL, t.Name, aliases, t.Effect.String(), source).Scan(&t.ID)
-	if err != nil {
+// Register gives t its number, and a new job type its row: all that [Record] and
+// [Transition.Apply] need. aliases are earlier names of the same job type; the first that
+// exists lends its number, so that its facts stay.
+//
+// What is written down of the type already stays as it is. Those who work it know its
+// effect class and its source, and have said so by [Ledger.Declare]; who only names it, as a
+// web server beside the workers does, must not take that from the tools.
+func (l *Ledger) Register(ctx context.Context, t *Type, aliases ...string) error {
+	return l.number(ctx, t, registerSQL, t.Name, aliases, t.declared())
+}
+
+// Declare is Register for who works t, and for nobody else: it also writes down what tools
+// know of the type that do not link the app, whatever was there. source is the query that
+// names the entities; empty where there is none that can be run as it stands.
+func (l *Ledger) Declare(ctx context.Context, t *Type, source string, aliases ...string) error {
+	return l.number(ctx, t, declareTypeSQL, t.Name, aliases, t.declared(), source)
+}
+
+func (l *Ledger) number(ctx context.Context, t *Type, sql string, args ...any) error {
+	if err := l.pool.QueryRow(ctx, sql, args...).Scan(&t.ID); err != nil {
 		return fmt.Errorf("register job type %s: %w", t.Name, explain(err))
 	}
 	return nil
 }
 
-const registerSQL = `
+// ByRequest ends what is written down as the effect of a type whose Requests is true.
+const ByRequest = ", by request"
+
+func (t *Type) declared() string {
+	if t.Requests {
+		return t.Effect.String() + ByRequest
+	}
+	return t.Effect.String()
+}
+
+const (
+	firstAliasSQL = `(SELECT min(a.id) FROM oncemore.job_type a WHERE a.name = ANY ($2::text[]))`
+
+	// Of the names of a type tools believe the one that was seen last, and nobody who works the
+	// type has seen this one. The update changes nothing: it is there for the id.
+	registerSQL = `
+/* job type: register */
+INSERT INTO oncemore.job_type AS t (name, id, effect, seen_at)
+SELECT $1, coalesce(` + firstAliasSQL + `, nextval('oncemore.job_type_id')), $3, '-infinity'::timestamptz
+ON CONFLICT (name) DO UPDATE SET seen_at = t.seen_at
+RETURNING id`
+
+	declareTypeSQL = `
 /* job type: register */
 INSERT INTO oncemore.job_type AS t (name, id, effect, source)
-SELECT $1, coalesce((SELECT min(a.id) FROM oncemore.job_type a WHERE a.name = ANY ($2::text[])),
-                    nextval('oncemore.job_type_id')), $3, nullif($4, '')
+SELECT $1, coalesce(` + firstAliasSQL + `, nextval('oncemore.job_type_id')), $3, nullif($4, '')
 ON CONFLICT (name) DO UPDATE SET effect = excluded.effect, source = excluded.source, seen_at = now()
 RETURNING id`
+)
 
 // explain adds what to do to errors that a new user meets.
 func explain(err error) error {

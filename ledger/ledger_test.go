@@ -39,7 +39,7 @@ func worldOn(t *testing.T, pool *pgxpool.Pool, e ledger.Effect) *world {
 
 func (w *world) register(k *ledger.Type, aliases ...string) *ledger.Type {
 	w.Helper()
-	w.ok(w.Register(w.Context(), k, "", aliases...))
+	w.ok(w.Register(w.Context(), k, aliases...))
 	return k
 }
 
@@ -131,15 +131,33 @@ func (w *world) trySettle(ctx context.Context, worker int64, outs ...*ledger.Out
 	}
 	err := w.RunBatch(ctx, settle)
 	if ledger.IsTaken(err) {
-		for _, o := range outs {
-			o.Again = true
-		}
+		outs = w.untaken(outs)
 		err = w.RunBatch(ctx, settle)
 	}
 	if err != nil {
 		return err
 	}
 	return w.RecordDisputes(ctx, w.kind, worker, outs)
+}
+
+// untaken takes out first completions that somebody else has recorded, or the same settlement is
+// about to, as a worker does.
+func (w *world) untaken(outs []*ledger.Outcome) (left []*ledger.Outcome) {
+	w.Helper()
+	done := map[string]bool{}
+	for _, o := range outs {
+		o.Again = true
+		if o.State == ledger.Completed && o.Fence == 0 {
+			sts, err := w.Look(w.Context(), w.kind, []ledger.Want{o.Want})
+			w.ok(err)
+			if done[o.Entity] || sts[0].Fact != nil {
+				continue
+			}
+			done[o.Entity] = true
+		}
+		left = append(left, o)
+	}
+	return left
 }
 
 // in runs f in a transaction that commits.

@@ -56,7 +56,7 @@ func TestARenamedTypeKeepsItsFacts(t *testing.T) {
 
 func TestAMissingSchemaSaysWhatToDo(t *testing.T) {
 	l := ledger.New(pgtest.EmptyPool(t))
-	err := l.Register(t.Context(), &ledger.Type{Name: "t", Effect: ledger.Once}, "")
+	err := l.Register(t.Context(), &ledger.Type{Name: "t", Effect: ledger.Once})
 	if err == nil || !strings.Contains(err.Error(), "oncemore migrate up") {
 		t.Errorf("got %v", err)
 	}

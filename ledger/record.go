@@ -17,6 +17,7 @@ import (
 // Record inserts facts in the caller's transaction, and tells which of them are new: the
 // app's own way to say "this is done", for work that it did without a job, or to adopt
 // what an older system did. Do it together with the effect, and the two commit together.
+// t has its number from [Ledger.Register].
 //
 // It waits for another transaction that is recording the same entity. Where the fact is
 // there already, or comes to be while it waits, fresh is false and nothing changes: an

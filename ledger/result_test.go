@@ -90,7 +90,7 @@ func TestWhoFindsTheFactStoresNoResult(t *testing.T) {
 	t.Parallel()
 	w, a, b := two(t, ledger.Repeatable)
 	w.settle(a, returning(completed(plain(e), claimless), `"first"`))
-	w.settle(b, returning(completed(plain(e), claimless), `"second"`)) // its insert does nothing
+	w.settle(b, returning(completed(plain(e), claimless), `"second"`)) // its settlement finds the fact
 	w.want("stored", w.result(), `"first" of 0`)
 
 	w.exec(`DELETE FROM oncemore.ledger; DELETE FROM oncemore.result`)

@@ -39,7 +39,7 @@ type Outcome struct {
 	Result   []byte        // Completed: JSON, at most [MaxResult] bytes, stored with the fact; nil: none
 	Class    string        // of the error, for grouping
 	Error    string        // capped when stored; empty: nothing to record of the attempt
-	Again    bool          // this settlement was tried before, and may have been committed then
+	Again    bool          // this settlement was tried before, and may have been committed then; it counts for what has a Fence
 	Refused  bool          // set by Settle: the fence was lost, or without one the place of a claim was taken, and nothing was changed
 }
 
@@ -61,10 +61,9 @@ const (
 // therefore completes nothing. Without a claim (a first delivery of work that may
 // repeat) the first insert of the fact is the completion, and later ones change nothing.
 //
-// Running it twice, because the answer to the first commit was lost or because somebody
-// else had recorded one of the facts ([IsTaken]), is harmless: set Again, and what is
-// recorded already is recognized by its fact. Without a claim there is no telling whose fact it
-// is: set Again there only for a fact that says the same.
+// Running it twice because the answer to the first commit was lost is harmless: set Again, and
+// what is recorded already is recognized by its fact. Without a claim there is no telling whose fact
+// it is, so a first completion that finds one fails the settlement whole, each time: see [IsTaken].
 //
 // An outcome other than a completion is Refused as well where there was no claim and by now
 // there is one, be it from the same settlement: then nothing says that the work did not
@@ -93,12 +92,9 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 	}
 	if len(first) > 0 {
 		c := factColumns(first)
-		// Facts that nobody else is likely to write are inserted without ON CONFLICT, for half
-		// the price. When somebody did, the whole transaction fails and is tried again.
+		// Without ON CONFLICT, which costs twice as much, and would let a fact of other arguments
+		// swallow this one. Where somebody else has recorded it, the whole transaction fails.
 		statement, params := c.first(t)
-		if slices.ContainsFunc(first, func(o *Outcome) bool { return o.Again }) {
-			statement += doNothing
-		}
 		b.Queue(statement, params...)
 	}
 	if len(done) > 0 {
@@ -132,7 +128,8 @@ func Settle(b *pgx.Batch, t *Type, owner int64, outs []*Outcome) {
 }
 
 // IsTaken tells whether a settlement failed because a fact that it was the first to record
-// is there already. Settle it once more, with Again.
+// is there already, or because two of its outcomes are of one entity. Nothing was recorded then:
+// look at the facts, take out what they answer, and settle the rest.
 func IsTaken(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "23505" && pg.TableName == "ledger"

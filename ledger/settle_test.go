@@ -163,7 +163,8 @@ func TestForcedWorkArchivesTheFactThatItReplaces(t *testing.T) {
 	w.want("its time", value[time.Time](w, `SELECT completed_at FROM oncemore.ledger_history WHERE epoch IS NULL`).Equal(first.CompletedAt), true)
 }
 
-// A fact that is there already fails the settlement whole, once; and then no more.
+// A fact that is there already fails the settlement whole, however often it is tried: it may be of
+// other arguments, so who settles must look. What is left when that is taken out is recorded.
 func TestAFactThatSomebodyElseRecordedDoesNotFailItsNeighbours(t *testing.T) {
 	w := newWorld(t, ledger.Repeatable)
 	a := w.worker()
@@ -173,12 +174,14 @@ func TestAFactThatSomebodyElseRecordedDoesNotFailItsNeighbours(t *testing.T) {
 	run := func() error {
 		return w.RunBatch(t.Context(), func(b *pgx.Batch) { ledger.Settle(b, w.kind, a, outs) })
 	}
-	err := run()
-	w.want("is taken", ledger.IsTaken(err), true)
-	w.want("facts", w.facts(), 1)
-	for _, o := range outs {
-		o.Again = true
+	for range 2 {
+		w.want("is taken", ledger.IsTaken(run()), true)
+		w.want("facts", w.facts(), 1)
+		for _, o := range outs {
+			o.Again = true
+		}
 	}
+	outs = w.untaken(outs)
 	w.ok(run())
 	w.want("facts", w.facts(), 3)
 	w.want("claims", w.opens(), 0)
@@ -273,7 +276,41 @@ func TestSettlementsOfOverlappingEntitiesDoNotDeadlock(t *testing.T) {
 	w.want("deadlocks", value[int64](w, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`), int64(0))
 }
 
-// The same under claims: two workers believe that they hold the same fences.
+// One order of steps in which two settlements block each other for ever, if they lock in the
+// order of their outcomes. Somebody else has b, so that both wait for it; what matters is who
+// has a meanwhile.
+func TestTwoSettlementsLockInKeyOrderWhateverOrderTheyAreGiven(t *testing.T) {
+	w, me, _ := two(t, ledger.Repeatable)
+	a, b := w.claim(me, plain("a")), w.claim(me, plain("b"))
+	somebody := w.begin()
+	_, err := somebody.Exec(t.Context(), `SELECT FROM oncemore.claim WHERE entity = 'b' FOR UPDATE`)
+	w.ok(err)
+	answers := make(chan error, 2)
+	for i, outs := range [][]*ledger.Outcome{
+		{completed(plain("b"), b), completed(plain("a"), a)},
+		{completed(plain("a"), a), completed(plain("b"), b)},
+	} {
+		tx := w.begin()
+		go func() {
+			batch := &pgx.Batch{}
+			batch.Queue(ledger.SteadyPlans)
+			ledger.Settle(batch, w.kind, me, outs)
+			err := tx.SendBatch(t.Context(), batch).Close()
+			if err == nil {
+				err = tx.Commit(t.Context())
+			}
+			answers <- err
+		}()
+		w.awaitBlocked(i + 1)
+	}
+	w.ok(somebody.Commit(t.Context()))
+	for range 2 {
+		w.ok(<-answers)
+	}
+	w.want("facts", w.facts(), 2)
+}
+
+// Many at once, under claims: two workers believe that they hold the same fences.
 func TestI2OneCompletionOfTwoSettlementsUnderTheSameFences(t *testing.T) {
 	w := newWorld(t, ledger.Repeatable)
 	const loops, entities = 200, 8

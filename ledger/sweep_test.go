@@ -38,9 +38,9 @@ func TestWhatIsLeftBesideFactsIsSweptWhereNobodyLivingHoldsIt(t *testing.T) {
 	w.claimAs(dead, newer, ledger.Standing{})
 	w.exec(`INSERT INTO oncemore.ledger (fingerprint, job_type, attempts, evidence, entity) SELECT 0, $1, 1, 'r', e FROM unnest('{done,held,newer,given back}'::text[]) e`, w.kind.ID)
 	w.die(dead)
-	w.ok(w.SweepMoot(t.Context(), []int32{w.kind.ID + 1}))
+	w.sweepMoot(&ledger.Type{ID: w.kind.ID + 1})
 	w.want("claims, when another type is swept", w.opens(), 5)
-	w.ok(w.SweepMoot(t.Context(), []int32{w.kind.ID}))
+	w.sweepMoot(&ledger.Type{ID: w.kind.ID + 1, Version: 7, Effect: ledger.Repeatable}, w.kind)
 	w.want("claims", w.opens(), 3)
 	w.want("of what is done and not held", value[bool](w, `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = ANY ('{done,given back}'))`), false)
 }
@@ -63,6 +63,36 @@ func TestI8AFactOfOtherArgumentsSweepsNothingAwayThatIsListed(t *testing.T) {
 		w.want("what is asked for of "+entity, st.Reason, ledger.Done)
 		w.want("to be swept of "+entity, st.Sweep, entity == "retrying" || entity == "failed of the same")
 	}
-	w.ok(w.SweepMoot(t.Context(), []int32{w.kind.ID}))
+	w.sweepMoot(w.kind)
 	w.want("left", value[string](w, `SELECT string_agg(entity, ', ' ORDER BY entity) FROM oncemore.claim`), "failed, in doubt")
+}
+
+func (w *world) sweepMoot(types ...*ledger.Type) { w.Helper(); w.ok(w.SweepMoot(w.Context(), types)) }
+
+// The code has a new version, so what is done is wanted again. A first delivery of that fails
+// before it has a claim (its ready-check did), and leaves a claim without an epoch of its own beside
+// the fact of the old version. That fact does not answer it: what failed stays listed, and what
+// waits for another attempt goes on counting them. Where the effect may not be repeated, a new
+// version makes nothing stale, and such a claim is moot.
+func TestI1NoLossAFactOfAnOlderVersionSweepsNoFailureAway(t *testing.T) {
+	t.Parallel()
+	for _, effect := range []ledger.Effect{ledger.Repeatable, ledger.InTransaction, ledger.Once} {
+		w := newWorld(t, effect)
+		a := w.worker()
+		for _, state := range []ledger.State{ledger.GaveUp, ledger.ToRetry} {
+			w.settle(a, completed(plain(string(state)), claimless))
+			w.settle(a, failed(plain(string(state)), claimless, state))
+		}
+		w.kind.Version = 2
+		w.sweepMoot(w.kind)
+		if !effect.MayRepeat() {
+			w.want("left of what may not be repeated", w.opens(), 0)
+			continue
+		}
+		w.want("what failed", w.reason(string(ledger.GaveUp)), ledger.Failed)
+		w.want("what is tried again", w.reason(string(ledger.ToRetry)), ledger.Retry)
+		w.kind.Version = 0
+		w.sweepMoot(w.kind)
+		w.want("left, when the old version is all that is wanted", w.opens(), 0)
+	}
 }

@@ -36,7 +36,7 @@ import (
 // then done once in the entity's life, and when the entity has come back to From, asking
 // again changes nothing. That is right for a machine without loops, and for no other.
 type Transition struct {
-	Type     *Type // its Effect is InTransaction
+	Type     *Type // its Effect is InTransaction; it has its number from Ledger.Register
 	Entity   string
 	From, To string
 	Version  int64 // of the row, which the update must find; 0: not checked

@@ -118,3 +118,23 @@ SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore
 		t.Errorf("it was worked %d times (lost: %t), or parked", worked.sum(), lost.Load())
 	}
 }
+
+// Ann's note is a first delivery, without a claim. While it is worked the app records that it is
+// done, and says nothing of its arguments: that fits all, so nobody has done it with others.
+func TestAFactOfUnknownArgumentsIsNoConflictForWhatWasDoneBesideIt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	g := newGate()
+	set := newSet(t, jobs.Job[note]{Effect: jobs.Repeatable, Do: func(ctx context.Context, n note) error { return g.pass(ctx, n.Text) }})
+	enqueue(t, pgq(pool), note{ID: 1, Text: "Ann"})
+	w := begin(t, pool, set, worker.Config{})
+	within(t, "it is worked", g.entered)
+	mustExec(t, pool, `
+INSERT INTO oncemore.ledger (job_type, entity, fingerprint, attempts, evidence) SELECT t.id, '1', 0, 0, 'a' FROM oncemore.job_type t WHERE t.name = 'note'`)
+	close(g.open)
+	eventuallyRow(t, pool, "no message is left", quiet)
+	mustStop(t, w)
+	if ask(t, pool, `SELECT EXISTS (SELECT FROM oncemore.parked)`) || standing(t, pool, "1") != "done a 0" {
+		t.Errorf("it is %s, and parked as done with other arguments", standing(t, pool, "1"))
+	}
+}

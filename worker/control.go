@@ -2,12 +2,14 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 )
 
@@ -65,11 +67,38 @@ func ResumeRun(ctx context.Context, tx pgx.Tx, run int64) error {
 
 // CancelRun ends the run: what has not begun of it is taken back, and is missing again, or
 // failed again, as before. What is being worked, and what waits for another attempt, goes on.
+//
+// It needs neither the run's source nor its turn: a run whose visits were given up is visited
+// once more, and one that is to begin later ends now. Where a visit that is under way at this
+// moment turns out to be the last that is tried, the run stays until it is cancelled again.
 func CancelRun(ctx context.Context, tx pgx.Tx, run int64, why string) error {
-	return control(ctx, tx, run, func(b *pgx.Batch) {
+	err := control(ctx, tx, run, func(b *pgx.Batch) {
 		b.Queue(wantSQL+`cancelled = $2`+ofRun, run, why)
 		pgqueue.Hold(b, run)
+		b.Queue(hastenRunSQL, run)
 	})
+	if err != nil {
+		return err
+	}
+	if err := reviveCarrier(ctx, tx, run); err != nil {
+		return fmt.Errorf("have run %d visited again: %w", run, err)
+	}
+	return nil
+}
+
+// reviveCarrier sends the message of a run whose visits were given up. Without it no visit
+// would come, and what is held back of the run would stay so.
+func reviveCarrier(ctx context.Context, tx pgx.Tx, run int64) error {
+	m := queue.Message{Items: make([]queue.Item, 1), Priority: rerunPriority}
+	var args string
+	err := tx.QueryRow(ctx, reviveCarrierSQL, run).Scan(&m.Type, &m.Items[0].Entity, &args, &m.Run, &m.Epoch)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil // somebody carries it
+	} else if err != nil {
+		return err
+	}
+	m.Items[0].Args = json.RawMessage(args)
+	return pgqueue.New(nil, "").Tx(tx).Send(ctx, m) // the queue that every worker reads
 }
 
 // SetRate changes how many entities the run sends in a second; 0 is as many as the
@@ -124,6 +153,27 @@ WITH r AS MATERIALIZED (
 UPDATE oncemore.message m SET visible_at = now()
 FROM r JOIN oncemore.job_type t ON t.id = r.parent_type
 WHERE m.type = t.name AND m.entities = ARRAY[r.parent_entity] AND m.lock = 0 AND EXISTS (SELECT FROM due)`
+
+	// A run that is to begin later has a message, and no claim yet.
+	hastenRunSQL = `
+/* run: hasten */
+UPDATE oncemore.message m SET visible_at = now()
+FROM oncemore.run r JOIN oncemore.job_type t ON t.id = r.parent_type
+WHERE r.id = $1 AND m.type = t.name AND m.entities = ARRAY[r.parent_entity] AND m.lock = 0
+AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = r.parent_type AND c.entity = r.parent_entity)`
+
+	// A carrier that was given up, and has no message. Its attempts begin anew; done twice, the
+	// second time finds it revived, so that there is one message: a second one would call a
+	// fan-out again when its run has ended.
+	reviveCarrierSQL = `
+/* run: revive its carrier */
+WITH c AS MATERIALIZED (
+    SELECT c.ctid AS tid FROM oncemore.run r JOIN oncemore.claim c ON c.job_type = r.parent_type AND c.entity = r.parent_entity
+    WHERE r.id = $1 AND c.owner IS NULL AND c.trouble = 'failed' FOR UPDATE OF c SKIP LOCKED
+)
+UPDATE oncemore.claim c SET trouble = 'retrying', not_before = NULL, attempts = 0, fence = nextval('oncemore.fence')
+WHERE c.ctid = ANY (ARRAY(SELECT c.tid FROM c))
+RETURNING (SELECT t.name FROM oncemore.job_type t WHERE t.id = c.job_type ORDER BY t.seen_at DESC, t.name LIMIT 1), c.entity, c.args, c.run, c.epoch`
 )
 
 func control(ctx context.Context, tx pgx.Tx, run int64, want func(*pgx.Batch)) error {
@@ -152,7 +202,7 @@ func control(ctx context.Context, tx pgx.Tx, run int64, want func(*pgx.Batch)) e
 }
 
 // SetBrake is the kill switch: re-runs of a job type, or all of them (""), send nothing
-// more until [ReleaseBrake].
+// more until [ReleaseBrake]. Any of the names of a job type means it.
 func SetBrake(ctx context.Context, tx pgx.Tx, jobType, why, actor string) error {
 	_, err := tx.Exec(ctx, setBrakeSQL, jobType, why, actor)
 	if err != nil {
@@ -161,15 +211,24 @@ func SetBrake(ctx context.Context, tx pgx.Tx, jobType, why, actor string) error 
 	return nil
 }
 
-// ReleaseBrake ends what SetBrake began for the same job type. It is no error if nothing was.
+// ReleaseBrake ends what SetBrake began for the same job type, by whichever of its names. It is
+// no error if nothing was.
 func ReleaseBrake(ctx context.Context, tx pgx.Tx, jobType string) error {
-	if _, err := tx.Exec(ctx, `/* run: release */ DELETE FROM oncemore.brake WHERE scope = $1`, jobType); err != nil {
+	if _, err := tx.Exec(ctx, releaseBrakeSQL, jobType); err != nil {
 		return fmt.Errorf("let runs go on: %w", err)
 	}
 	return nil
 }
 
-const setBrakeSQL = `
+const (
+	setBrakeSQL = `
 /* run: stop all */
 INSERT INTO oncemore.brake AS b (scope, reason, actor) VALUES ($1, $2, $3)
 ON CONFLICT (scope) DO UPDATE SET reason = excluded.reason, actor = excluded.actor, at = clock_timestamp()`
+
+	// A type may have been renamed since.
+	releaseBrakeSQL = `
+/* run: release */
+DELETE FROM oncemore.brake b
+WHERE b.scope = $1 OR b.scope IN (SELECT o.name FROM oncemore.job_type t JOIN oncemore.job_type o ON o.id = t.id WHERE t.name = $1)`
+)

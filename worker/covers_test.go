@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
@@ -165,7 +167,15 @@ func TestI4NoBlindRepeatWhatWaitedForASlotIsDoneOfTheNewestSourceThatWasTried(t 
 		sent.add(fmt.Sprint(p.Entity(), " of ", p.Revision))
 		return g.pass(ctx, p.Entity())
 	}})
-	w := newWorker(t, pool, set, worker.Config{Slots: 1})
+	eyes := &looks{of: "2", seen: make(chan time.Time, 100)}
+	cfg := pool.Config()
+	cfg.ConnConfig.Tracer = eyes
+	seeing, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(seeing.Close)
+	w := newWorker(t, seeing, set, worker.Config{Slots: 1})
 	enqueue(t, pgq(pool), page{1, 1})
 	r := runWorker(t, w)
 	within(t, "the only slot is taken", g.entered)
@@ -173,18 +183,42 @@ func TestI4NoBlindRepeatWhatWaitedForASlotIsDoneOfTheNewestSourceThatWasTried(t 
 INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
 SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 5, 0, t.id, 1, '2', '{"id":2,"source_version":5}' FROM oncemore.job_type t WHERE t.name = 'page'`)
 	enqueue(t, pgq(pool), page{2, 5})
-	eventuallyRow(t, pool, "it waits for a slot", `SELECT EXISTS (SELECT FROM oncemore.message WHERE lock > 0 AND entities = '{2}')`)
-	eventuallyRow(t, pool, "it has surely been looked at", `SELECT clock_timestamp() > first_claimed_at + interval '2 seconds' FROM oncemore.claim WHERE entity = '2'`)
+	at := within(t, "it was looked at, and waits for the slot", eyes.seen)
 	epoch := count(t, pool, `SELECT nextval('oncemore.epoch')`)
 	mustExec(t, pool, `UPDATE oncemore.claim SET fence = nextval('oncemore.fence'), epoch = $1, source_version = 9, args = '{"id":2,"source_version":9}' WHERE entity = '2'`, epoch)
-	eventuallyRow(t, pool, "it is a second since then", `SELECT clock_timestamp() > first_claimed_at + interval '4 seconds' FROM oncemore.claim WHERE entity = '2'`)
+	eventually(t, "that is more than a second ago, so it is looked at again", func() bool { return time.Since(at) > 1100*time.Millisecond })
 	close(g.open)
-	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE entity = '2' AND epoch = $1 AND source_version = 9)`, epoch)
+	eventually(t, "it is done", func() bool {
+		return sent.of("2 of 5") > 0 || ask(t, pool, `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE entity = '2' AND epoch = $1 AND source_version = 9)`, epoch)
+	})
 	mustStop(t, r)
 	if sent.of("2 of 5") != 0 || sent.of("2 of 9") != 1 {
 		t.Errorf("of source 5 it was sent %d times, of source 9 %d times", sent.of("2 of 5"), sent.of("2 of 9"))
 	}
 }
+
+// looks tells when a claim of one entity was read, for the connections whose tracer it is.
+type looks struct {
+	of   string
+	seen chan time.Time
+}
+
+func (l *looks) TraceBatchQuery(_ context.Context, _ *pgx.Conn, q pgx.TraceBatchQueryData) {
+	for _, arg := range q.Args {
+		if es, is := arg.([]string); is && slices.Contains(es, l.of) && strings.Contains(q.SQL, "oncemore.claim c") && !pgproxy.Writes(q.SQL) {
+			l.seen <- time.Now()
+		}
+	}
+}
+
+func (*looks) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	return ctx
+}
+func (*looks) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData) {}
+func (*looks) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+func (*looks) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 // A forced attempt is carried by a message that asks for less. The app records the work as it
 // was wanted at first, and then the transaction of what was forced is not committed. What the

@@ -47,10 +47,10 @@ func (l *life) recheck(ctx context.Context) {
 // sweepMoot removes what is left beside facts by workers that died between two looks of a
 // claim, or that adopt gave back there.
 func (l *life) sweepMoot(ctx context.Context) {
-	var types []int32
+	var types []*ledger.Type
 	for name, k := range l.kinds {
 		if name == k.name {
-			types = append(types, k.ID)
+			types = append(types, &k.Type)
 		}
 	}
 	if err := l.ledger.SweepMoot(ctx, types); err != nil && ctx.Err() == nil {
@@ -142,12 +142,20 @@ func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Ve
 	})
 }
 
-// safely turns a panic of a check into an error.
-func safely(f func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v", v)
-		}
+// safely turns a panic of a check into an error, and the end of its goroutine: that is not to be
+// the end of whoever asks, which looks after more than this one.
+func safely(f func() error) error {
+	err := errExited
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		defer func() {
+			if v := recover(); v != nil {
+				err = fmt.Errorf("panic: %v", v)
+			}
+		}()
+		err = f()
 	}()
-	return f()
+	<-over
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -116,4 +117,29 @@ SELECT nextval('oncemore.fence'), dead.id, now(), 0, 0, 0, 0, t.id, 2, '1', '{"n
 	if worked.sum() != 1 {
 		t.Errorf("it was worked %d times", worked.sum())
 	}
+}
+
+// The done-check that is asked again about a doubt ends its goroutine, as t.Fatal does. That is no
+// answer, as an error is none; and whoever asks goes on to ask, and to look after everything else.
+func TestADoneCheckThatEndsItsGoroutineIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var asked tally
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Verifiable(time.Millisecond),
+		Done: func(_ context.Context, l letter) (bool, error) {
+			if asked.add(l.Entity()) == 1 {
+				runtime.Goexit()
+			}
+			return true, nil
+		},
+		Do: func(context.Context, letter) error { return nil }})
+	newWorker(t, pool, set, worker.Config{}) // registers the job type
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, trouble, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), 'in_doubt', now(), 0, 0, 0, 0, t.id, 1, '1', '{"n":1}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
+	w := begin(t, pool, set, worker.Config{Recheck: 10 * time.Millisecond})
+	eventually(t, "the doubt is over", func() bool { return standing(t, pool, "1") == "done c 1" })
+	orphan(t, pool, 7)
+	eventuallyRow(t, pool, "what nobody has in hand is given back", `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = '7' AND owner IS NULL)`)
+	mustStop(t, w)
 }

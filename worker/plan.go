@@ -129,9 +129,14 @@ FROM packs`
 
 // Calling a fan-out again asks for what is not done, so what has failed gets all its
 // attempts anew. What is in doubt stays so.
+//
+// It stays listed as failed until a worker takes it over for this run (see Decide), and is never
+// "retrying": that is what has a message with its own arguments. The message of the run has those
+// that the source names now, which may be others, or none that decode; it is parked then, and the
+// failure is what it was.
 const reviveSQL = `
 /* claim: revive */
-UPDATE oncemore.claim c SET trouble = 'retrying', not_before = NULL, attempts = 0, run = $2, fence = nextval('oncemore.fence')
+UPDATE oncemore.claim c SET attempts = 0, run = $2, fence = nextval('oncemore.fence')
 WHERE c.job_type = $1 AND c.trouble = 'failed' AND c.owner IS NULL`
 
 // Somebody may write the first fact of a type just after this: the sieve lets through a

@@ -142,7 +142,7 @@ func tried(t *testing.T, pool interface {
 	}
 	rows, err := tx.Query(t.Context(), `
 SELECT 'sent: ' || unnest(entities) FROM oncemore.message WHERE run = $1
-UNION ALL SELECT format('revived: %s, %s attempts, run %s', entity, attempts, run) FROM oncemore.claim WHERE trouble = 'retrying' AND run = $1`, r.id)
+UNION ALL SELECT format('revived: %s, %s, %s attempts, run %s', entity, trouble, attempts, run) FROM oncemore.claim WHERE run = $1`, r.id)
 	if err == nil {
 		lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	}

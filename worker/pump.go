@@ -49,8 +49,8 @@ func (l *life) pump(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, hold 
 		}
 	case r.paused != nil:
 		r.waits, r.wait = "paused: "+*r.paused, pausedEvery
-	case r.brake != "":
-		r.waits, r.wait = "all runs are stopped: "+r.brake, heldEvery
+	case r.brake != nil:
+		r.waits, r.wait = "all runs are stopped: "+*r.brake, heldEvery
 	case hold != "":
 		r.waits, r.wait = hold, heldEvery
 	case r.slow(child):
@@ -306,6 +306,12 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 	if err := tx.QueryRow(ctx, canarySQL, r.id, child.ID, r.epoch, child.Type.Version, r.canary).Scan(&failed, &nothing); err != nil {
 		return err
 	}
+	// What is done of an older source was not ready either.
+	stale, err := l.outdated(ctx, tx, r, child)
+	if err != nil {
+		return err
+	}
+	nothing += stale
 	verdict := fmt.Sprintf("%d of the first %d failed", failed, r.canary)
 	if nothing > 0 {
 		verdict += fmt.Sprintf(", %d were not ready or are parked", nothing)
@@ -323,12 +329,14 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 }
 
 const (
-	// A message that names an entity which has neither failed nor waits for another attempt.
+	// A message that names an entity which has neither failed nor waits for another attempt. What
+	// had failed before the run is listed as that until it is tried: it has no attempts then.
 	canaryFreshSQL = `
 SELECT EXISTS (
     SELECT FROM oncemore.message m CROSS JOIN LATERAL unnest(m.entities) AS e(entity)
     WHERE m.run = $1 AND m.type = $2
-    AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C" AND c.trouble IS NOT NULL))`
+    AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C"
+                    AND c.trouble IS NOT NULL AND NOT (c.trouble = 'failed' AND c.attempts = 0)))`
 
 	canarySQL = `
 SELECT count(*) FILTER (WHERE c.trouble IS NOT NULL AND (l.entity IS NULL OR c.epoch > l.epoch)),
@@ -357,34 +365,8 @@ func (l *life) finishRerun(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 	if err != nil {
 		return err
 	}
-	missing, r.open = missing+stale, r.open+stale
-	r.notReady, r.ended = missing, true
-	r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0
+	r.open += stale
+	r.end(planned{}, missing+stale)
 	tell(b, r.id, "ended", r.tale())
 	return nil
 }
-
-// cancelRun takes back what has not begun, and ends the run. What is being worked, and
-// what waits for another attempt, goes on: it is open, and has its own carrier.
-func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, why string) error {
-	if _, err := tx.Exec(ctx, withdrawSQL, r.id, child.name, child.ID); err != nil {
-		return err
-	}
-	missing, going, err := l.verify(ctx, tx, r, child)
-	if err != nil {
-		return err
-	}
-	r.notReady, r.open, r.ended, r.cancelled = missing, missing+going+r.failed+r.inDoubt, true, true
-	b := &pgx.Batch{}
-	tell(b, r.id, "cancelled", why)
-	return tx.SendBatch(ctx, b).Close()
-}
-
-// A message with an entity that is open is left: it may be what carries that on.
-const withdrawSQL = `
-/* message: withdraw */
-DELETE FROM oncemore.message m WHERE m.id = ANY (ARRAY(
-    SELECT w.id FROM oncemore.message w
-    WHERE w.run = $1 AND w.type = $2 AND coalesce(w.lock, 0) = 0
-    AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $3 AND c.entity = e.entity COLLATE "C")
-    FOR UPDATE OF w SKIP LOCKED))`

@@ -2,13 +2,16 @@ package worker_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/worker"
+	"github.com/oncemore-jobs/oncemore/worker/plan"
 	"github.com/oncemore-jobs/oncemore/worker/throttle"
 )
 
@@ -101,6 +104,38 @@ func TestACanaryOfWhichNothingComesStopsTheRun(t *testing.T) {
 	}
 }
 
+// After an outage what has failed is tried again, the first five first. That they had failed says
+// nothing about how they fare now: here the worker has its hands full for a while.
+func TestACanaryOfWhatHadFailedIsJudgedWhenItHasBeenTriedAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var up atomic.Bool
+	g := newGate()
+	set := newSet(t, lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 20) n ORDER BY n`, func(ctx context.Context, l letter) error {
+		if !up.Load() {
+			return jobs.Permanent(errTrouble)
+		}
+		return nil
+	}), jobs.Job[note]{Effect: jobs.Repeatable, Do: func(ctx context.Context, n note) error { return g.pass(ctx, n.Text) }})
+	config := quietly(t)
+	config.Slots = 1
+	w := begin(t, pool, set, config)
+	rerun(t, pool, worker.Order{Type: "letter"})
+	awaitRun(t, pool, 1)
+	up.Store(true)
+	enqueue(t, pgq(pool), note{ID: 1})
+	within(t, "it has its hands full", g.entered)
+	opened := rerun(t, pool, worker.Order{Type: "letter", Selection: plan.Selection{Reasons: []ledger.Reason{ledger.Failed}}, Canary: 5})
+	eventually(t, "the run has looked at its canary", func() bool {
+		return ask(t, pool, `SELECT waits LIKE 'the canary%' OR EXISTS (SELECT FROM oncemore.run_event WHERE kind = 'canary') FROM oncemore.run WHERE id = $1`, opened.Run)
+	})
+	close(g.open)
+	if got := awaitRun(t, pool, opened.Run); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+		t.Errorf("the run: %s", got)
+	}
+	mustStop(t, w)
+}
+
 // Facts of an older version of the code say nothing about how the first have fared.
 func TestACanaryIsNotJudgedByFactsOfAnOlderVersion(t *testing.T) {
 	t.Parallel()
@@ -115,5 +150,47 @@ func TestACanaryIsNotJudgedByFactsOfAnOlderVersion(t *testing.T) {
 	mustStop(t, w)
 	if got := text(t, pool, `SELECT coalesce(paused, 'not paused') FROM oncemore.run_control`); got != "canary: 0 of the first 10 failed, 10 were not ready or are parked" {
 		t.Errorf("paused: %s", got)
+	}
+}
+
+// What is done of an older source has not been done as the run wants it: that the fact is there
+// says nothing about how the first have fared.
+func TestACanaryIsNotJudgedByFactsOfAnOlderSource(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		ready bool
+		want  string
+	}{
+		"not ready": {false, "canary: 0 of the first 5 failed, 5 were not ready or are parked"},
+		"failed":    {true, "canary: 5 of the first 5 failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			docs(t, pool, 20, `1`)
+			set := newSet(t, jobs.Job[page]{Effect: jobs.Repeatable, Source: jobs.SQL[page](docsSQL),
+				Ready: func(_ context.Context, p page) (bool, error) { return p.Revision == 1 || c.ready, nil },
+				Do: func(_ context.Context, p page) error {
+					if p.Revision == 2 {
+						return jobs.Permanent(errTrouble)
+					}
+					return nil
+				}})
+			w := begin(t, pool, set, quietly(t))
+			rerun(t, pool, worker.Order{Type: "page"})
+			if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+				t.Errorf("the first run: %s", got)
+			}
+			mustExec(t, pool, `UPDATE doc SET revision = 2`)
+			opened := rerun(t, pool, worker.Order{Type: "page", Canary: 5})
+			eventuallyRow(t, pool, "the canary is judged", `SELECT EXISTS (SELECT FROM oncemore.run_event WHERE kind = 'canary')`)
+			mustStop(t, w)
+			if got := text(t, pool, `SELECT coalesce(paused, 'not paused') FROM oncemore.run_control WHERE run = $1`, opened.Run); got != c.want {
+				t.Errorf("paused: %s", got)
+			}
+			if n := count(t, pool, `SELECT sent FROM oncemore.run WHERE id = $1`, opened.Run); n != 5 {
+				t.Errorf("%d were sent, want the first 5", n)
+			}
+		})
 	}
 }

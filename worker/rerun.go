@@ -51,10 +51,14 @@ type Opened struct {
 	Planned bool  // the run that was joined has its plan already, and is being worked
 }
 
+// ErrCancelling is the error of [OpenRerun] while a run of the same selection is about to end.
+var ErrCancelling = errors.New("is being cancelled: ask again when it has ended")
+
 // OpenRerun asks for a re-run in tx, which is to be READ COMMITTED: it is there when tx
 // commits, and a worker that has the job plans and works it, however often workers die
 // meanwhile. While a run of the same selection goes on, that one is returned instead, and
-// nothing else of o counts. to is the Postgres queue that carries retries ([pgqueue.Queue],
+// nothing else of o counts; where that one is being cancelled, and would do nothing of what is
+// asked for, the error wraps [ErrCancelling]. to is the Postgres queue that carries retries ([pgqueue.Queue],
 // "" in most apps).
 func OpenRerun(ctx context.Context, tx pgx.Tx, to *pgqueue.Queue, o Order) (Opened, error) {
 	if err := o.check(); err != nil {
@@ -85,10 +89,13 @@ func OpenRerun(ctx context.Context, tx pgx.Tx, to *pgqueue.Queue, o Order) (Open
 		err := tx.QueryRow(ctx, openRerunSQL, *carrier, key, *child, string(selection), o.By, o.Reason, o.Origin, o.Force, o.Schedule, tick).Scan(&opened.Run)
 		if errors.Is(err, pgx.ErrNoRows) {
 			opened.Joined = true
-			var stranded bool
-			err = tx.QueryRow(ctx, joinRerunSQL, *carrier, key).Scan(&opened.Run, &opened.Planned, &stranded)
+			var stranded, cancelled bool
+			err = tx.QueryRow(ctx, joinRerunSQL, *carrier, key).Scan(&opened.Run, &opened.Planned, &stranded, &cancelled)
 			if errors.Is(err, pgx.ErrNoRows) {
 				continue // it has ended between the two statements
+			}
+			if err == nil && cancelled {
+				err = fmt.Errorf("run %d of the same %w", opened.Run, ErrCancelling)
 			}
 			if err == nil && stranded {
 				err = to.Tx(tx).Send(ctx, message)
@@ -148,7 +155,8 @@ RETURNING id`
 	// again is what has it go on.
 	joinRerunSQL = `
 SELECT r.id, r.planned_at IS NOT NULL,
-       EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = r.parent_type AND c.entity = r.parent_entity AND c.owner IS NULL AND c.trouble = 'failed')
+       EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = r.parent_type AND c.entity = r.parent_entity AND c.owner IS NULL AND c.trouble = 'failed'),
+       EXISTS (SELECT FROM oncemore.run_control c WHERE c.run = r.id AND c.cancelled IS NOT NULL)
 FROM oncemore.run r WHERE r.parent_type = $1 AND r.parent_entity = $2 AND r.ended_at IS NULL`
 
 	controlSQL = `/* run: control */ INSERT INTO oncemore.run_control (run, rate, canary, canary_share) VALUES ($1, $2, $3, $4)`
@@ -169,7 +177,7 @@ func (w *Worker) registerRerun(ctx context.Context, k *kind) error {
 		FanOut: func(jobs.Args) jobs.Source { return jobs.Source{} },
 		Policy: jobs.Policy{Timeout: planTimeout, Attempts: 10, PackSize: 1, Priority: rerunPriority, Backoff: jobs.DefaultBackoff}}
 	c := &kind{Erased: e, name: name, rerunOf: k, Type: ledger.Type{Name: name, Effect: e.Effect, Timeout: e.Timeout}}
-	if err := w.ledger.Register(ctx, &c.Type, ""); err != nil {
+	if err := w.ledger.Declare(ctx, &c.Type, ""); err != nil {
 		return err
 	}
 	w.kinds[name] = c
@@ -192,11 +200,12 @@ type rerun struct {
 	by, reason string
 	seen       plan.Tally
 
-	paused, cancel *string // why
-	brake          string  // why; empty: none
-	rate           float64
-	canary         int64
-	canaryShare    float64
+	// Why; nil: it is not. A reason may be empty.
+	paused, cancel, brake *string
+
+	rate        float64
+	canary      int64
+	canaryShare float64
 
 	sent               int64
 	nextPack, nextItem int
@@ -268,14 +277,15 @@ func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 	return r, err
 }
 
-// readRerun reads the next part of a source in Go, where one is to be planned.
+// readRerun reads the next part of a source in Go, where one is to be planned. A run that is
+// cancelled needs none, and its source may be what fails.
 func (l *life) readRerun(ctx context.Context, it *item, child *kind) (*rerun, *plan.Chunk, error) {
 	var r *rerun
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
 		r, err = loadRerun(ctx, tx, it, loadRerunSQL)
 		return err
 	})
-	if err != nil || r.id == 0 || r.planned || !child.Erased.Source.InGo() {
+	if err != nil || r.id == 0 || r.planned || r.cancel != nil || !child.Erased.Source.InGo() {
 		return r, nil, err
 	}
 	var c *plan.Chunk
@@ -286,7 +296,7 @@ func (l *life) readRerun(ctx context.Context, it *item, child *kind) (*rerun, *p
 func loadRerun(ctx context.Context, tx pgx.Tx, it *item, query string) (*rerun, error) {
 	r := &rerun{}
 	var selection, seen string
-	err := tx.QueryRow(ctx, query, it.kind.ID, it.Entity, it.kind.rerunOf.name).Scan(&r.id, &r.epoch, &r.planned, &r.cursor, &r.items, &r.packs, &r.verified,
+	err := tx.QueryRow(ctx, query, it.kind.ID, it.Entity).Scan(&r.id, &r.epoch, &r.planned, &r.cursor, &r.items, &r.packs, &r.verified,
 		&r.skipped, &r.open, &selection, &r.by, &r.reason, &seen, &r.sent, &r.nextPack, &r.nextItem, &r.batch, &r.ahead, &r.credit, &r.idle, &r.waits, &r.age,
 		&r.paused, &r.cancel, &r.rate, &r.canary, &r.canaryShare, &r.brake)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -311,7 +321,8 @@ SELECT r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r.ve
        coalesce(r.selection, '{}'), r.asked_by, r.reason, r.seen, r.sent, r.next_pack, r.next_item, r.batch, r.ahead, r.credit,
        clock_timestamp() - coalesce(r.sent_at, r.planned_at, r.started_at), r.waits, clock_timestamp() - r.started_at,
        c.paused, c.cancelled, coalesce(c.rate, 0), coalesce(c.canary, 0), coalesce(c.canary_share, 0),
-       coalesce((SELECT b.reason FROM oncemore.brake b WHERE b.scope IN ('', $3) ORDER BY b.scope LIMIT 1), '')
+       (SELECT b.reason FROM oncemore.brake b
+        WHERE b.scope = '' OR b.scope IN (SELECT t.name FROM oncemore.job_type t WHERE t.id = r.job_type) ORDER BY b.scope LIMIT 1)
 FROM oncemore.run r LEFT JOIN oncemore.run_control c ON c.run = r.id
 WHERE r.parent_type = $1 AND r.parent_entity = $2 AND r.ended_at IS NULL`
 

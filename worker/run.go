@@ -53,20 +53,54 @@ func (l *life) fanOut(it *item) {
 	}
 	ctx := l.begin(it)
 	defer ctx.end()
+	r, err := l.visitFanOut(ctx, it)
+	l.conclude(it, err, fmt.Sprintf("the run of %s %q", it.kind.name, it.Entity), func() string { return r.story(it) })
+}
+
+func (l *life) visitFanOut(ctx context.Context, it *item) (*run, error) {
+	// A run that is cancelled needs no source, and that may be what fails.
+	if child, err := l.cancelledChild(ctx, it); child != nil || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return l.visit(ctx, it, child, jobs.Source{})
+	}
 	var src jobs.Source
 	err := l.guard([]*item{it}, func() error { src = it.kind.Erased.FanOut(it.args); return nil })
 	if err != nil {
-		l.judge(it, err)
-		return
+		return nil, err
 	}
 	child := l.kinds[src.JobType()]
 	if src.IsZero() || child == nil {
-		l.judge(it, jobs.Permanent(fmt.Errorf("fan-out of %s returned a source of %q, which this worker's set does not have", it.kind.name, src.JobType())))
-		return
+		return nil, jobs.Permanent(fmt.Errorf("fan-out of %s returned a source of %q, which this worker's set does not have", it.kind.name, src.JobType()))
 	}
-	r, err := l.visit(ctx, it, child, src)
-	l.conclude(it, err, fmt.Sprintf("the run of %s %q", it.kind.name, it.Entity), func() string { return r.story(it) })
+	return l.visit(ctx, it, child, src)
 }
+
+// cancelledChild is the job type that the run of it is of, where the run is to end; nil: it is
+// not. A type that this worker's set does not have will do for that.
+func (l *life) cancelledChild(ctx context.Context, it *item) (*kind, error) {
+	child := &kind{}
+	err := l.pool.QueryRow(ctx, cancelledChildSQL, it.kind.ID, it.Entity).Scan(&child.ID, &child.name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	for _, known := range l.kinds {
+		if known.ID == child.ID {
+			return known, nil
+		}
+	}
+	return child, nil
+}
+
+// Of several names the one that was used last.
+const cancelledChildSQL = `
+SELECT r.job_type, t.name
+FROM oncemore.run r JOIN oncemore.run_control c ON c.run = r.id JOIN oncemore.job_type t ON t.id = r.job_type
+WHERE r.parent_type = $1 AND r.parent_entity = $2 AND r.ended_at IS NULL AND c.cancelled IS NOT NULL
+ORDER BY t.seen_at DESC, t.name LIMIT 1`
 
 // carrier is the Postgres queue that work of kind k travels through.
 func (w *Worker) carrier(k *kind) *pgqueue.Queue {
@@ -107,8 +141,8 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 			return end, err
 		}
 		switch {
-		case cancelled != "":
-			err = l.cancelRun(ctx, tx, r, child, cancelled)
+		case cancelled != nil:
+			err = l.cancelRun(ctx, tx, r, child, *cancelled)
 		case !r.planned:
 			err = l.planFirst(r, read, plan)
 		default:
@@ -123,9 +157,9 @@ func (l *life) visit(ctx context.Context, it *item, child *kind, src jobs.Source
 	return r, err
 }
 
-// cancelledFor is why operators want the run to end; empty: they do not.
-func cancelledFor(ctx context.Context, tx pgx.Tx, run int64) (why string, err error) {
-	err = tx.QueryRow(ctx, `SELECT coalesce(cancelled, '') FROM oncemore.run_control WHERE run = $1`, run).Scan(&why)
+// cancelledFor is why operators want the run to end; nil: they do not. The reason may be empty.
+func cancelledFor(ctx context.Context, tx pgx.Tx, run int64) (why *string, err error) {
+	err = tx.QueryRow(ctx, `SELECT cancelled FROM oncemore.run_control WHERE run = $1`, run).Scan(&why)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}
@@ -174,6 +208,9 @@ func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error
 	r.packs += p.packs
 	r.skipped += p.skipped
 	r.open = p.items + p.going + p.failed + p.inDoubt
+	if read.inGo {
+		r.items += p.going + p.failed + p.inDoubt // those are sealed into the plan as well
+	}
 	r.planned, r.cursor = true, ""
 	if read.more {
 		r.planned, r.cursor = false, read.after
@@ -196,10 +233,6 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	if err != nil || going > 0 {
 		return err
 	}
-	if missing > 0 && missing >= r.notReady && r.resent >= maxResends {
-		r.notReady, r.ended = missing, true
-		return nil
-	}
 	// In a savepoint: it may turn out that nothing is to be sent any more.
 	asked, err := tx.Begin(ctx)
 	if err != nil {
@@ -209,7 +242,7 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	if err != nil {
 		return err
 	}
-	late, stale, stuck, err := l.lookAtSent(ctx, tx, r, child, p)
+	late, stale, stuck, err := l.lookAtSealed(ctx, tx, r, child, p)
 	if err != nil {
 		return err
 	}
@@ -220,14 +253,15 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	case walking:
 	case r.resent == 0:
 		r.notReady = notReady
-	case notReady < r.notReady: // than ever since the last progress: a row that is stale now and then is none
+	case notReady < r.notReady: // the least since the last progress: that a row is not stale for once is none
 		r.notReady, r.resent = notReady, 0
 	}
 	r.open += stale
-	// What is stale by now may be other entities than before: only those end the run that were
-	// sent as often themselves.
-	if stale > 0 && stale == stuck && late == 0 && r.resent >= maxResends {
-		r.notReady, r.ended = notReady, true
+	// What is stale by now, or late, may be other entities than before. They do not end the run:
+	// those do that were sent in vain as often themselves. Nor do they keep it going, beside
+	// those: else a source that changes all the time would have it send them for ever.
+	if stuck > 0 && r.resent >= maxResends || p.items == 0 && p.going == 0 && !walking {
+		r.end(p, notReady)
 		return asked.Rollback(ctx)
 	}
 	if err := asked.Commit(ctx); err != nil {
@@ -243,19 +277,25 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 		r.cursor, r.walking = read.after, true
 		return nil
 	}
-	// What the source names and an earlier call left open is waited for as well, or counted.
-	r.failed, r.inDoubt = max(r.failed, p.failed), max(r.inDoubt, p.inDoubt)
 	switch {
-	case p.items == 0 && p.going > 0:
-	case p.items == 0:
-		r.ended = true
-		r.complete = missing == 0 && r.failed == 0 && r.inDoubt == 0
+	case p.items == 0: // what the source names, and others are at, is waited for as well
 	case notReady > 0:
 		r.resent++
 	default:
 		r.resent = 0
 	}
 	return nil
+}
+
+// end ends the run. What its counters say then is the record of it: they have each entity
+// once, also what the source names and an earlier call has left in trouble, which need not be
+// in the plan.
+func (r *run) end(p planned, notReady int64) {
+	outside := max(0, p.failed-r.failed) + max(0, p.inDoubt-r.inDoubt)
+	r.items, r.open = r.items+outside, r.open+outside
+	r.failed, r.inDoubt, r.notReady = max(r.failed, p.failed), max(r.inDoubt, p.inDoubt), notReady
+	r.ended = true
+	r.complete = r.notReady == 0 && r.failed == 0 && r.inDoubt == 0
 }
 
 // verify walks over the sealed packs from the first that is not all facts, and counts. It

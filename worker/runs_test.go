@@ -104,7 +104,7 @@ func operatorSaysDone(t testing.TB, pool *pgxpool.Pool, jobType, entity string) 
 	t.Helper()
 	l := ledger.New(pool)
 	kind := &ledger.Type{Name: jobType, Effect: ledger.Once}
-	if err := l.Register(t.Context(), kind, ""); err != nil {
+	if err := l.Register(t.Context(), kind); err != nil {
 		t.Fatal(err)
 	}
 	st, err := l.Look(t.Context(), kind, []ledger.Want{{Entity: entity}})

@@ -138,20 +138,23 @@ func (l *life) taken(k *kind, items []*item) (found bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	done := map[string]int64{} // the fingerprint by entity
+	ours := map[string]int64{} // of this very settlement: the fingerprint by entity
 	for i, it := range first {
-		fact, twin := standings[i].Fact, false
-		if fact != nil {
-			done[it.Entity] = fact.Fingerprint
-		} else if _, twin = done[it.Entity]; !twin {
-			done[it.Entity] = it.want.Fingerprint // ours, in this very settlement
-			continue
+		st := &standings[i]
+		other := st.Reason == ledger.Conflict // with the fact: Decide knows which fingerprints say nothing
+		if st.Fact == nil {
+			twin, there := ours[it.Entity]
+			if !there {
+				ours[it.Entity] = it.want.Fingerprint
+				continue
+			}
+			other = twin != it.want.Fingerprint
 		}
 		found = true
 		switch {
-		case standings[i].Reason.Run() && !twin: // done by older code
+		case st.Fact != nil && st.Reason.Run(): // done by older code
 			it.end = ending{reason: ledger.Ongoing, send: it.later(0)}
-		case done[it.Entity] != it.want.Fingerprint:
+		case other:
 			it.end.outcome, it.end.park = ledger.Outcome{}, string(ledger.Conflict)
 			it.end.err = errors.New("it was done with other arguments at the same time, which the ledger has")
 		default:
@@ -165,6 +168,9 @@ func (l *life) taken(k *kind, items []*item) (found bool, err error) {
 // older version of the source may just have overwritten the output of a newer one. Under a
 // new epoch the last write is of the newest source: see raise. A crash before it costs just that; the
 // attempt is listed as disputed.
+//
+// It is work of its own, and none of a run: the run's plan has what it wants, so it would not send
+// this again where it is not ready yet.
 func (l *life) redo(k *kind, items []*item) {
 	if k.Effect() != ledger.Repeatable {
 		return
@@ -175,6 +181,7 @@ func (l *life) redo(k *kind, items []*item) {
 			continue
 		}
 		m := it.retry(0)
+		m.Run, m.Pack = 0, 0
 		err := l.pool.QueryRow(l.record, `/* epoch: draw */ SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
 		if err == nil {
 			err = l.pg.Send(l.record, *m)
@@ -200,6 +207,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 			}
 			ledger.Settle(b, &k.Type, l.lease.ID, outs)
 			l.pg.SendBatch(b, sends...)
+			holdSent(b, sends)
 			queueParked(b, parked)
 			for pg, ds := range acks {
 				pg.AckBatch(b, ds...)
@@ -221,11 +229,11 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 				continue
 			}
 		}
-		// A completion without a claim is tried as it was: the fact that is there by then may be
-		// somebody else's, with other arguments, and must not swallow it. Where it is our own,
-		// because only the answer was lost, taken is told so as well.
+		// A completion without a claim fails where a fact is by then: that may be somebody else's,
+		// with other arguments, and must not swallow it. Where it is our own, because only the
+		// answer was lost, taken is told so as well.
 		for _, o := range outs {
-			o.Again = o.Fence != 0 || o.State != ledger.Completed
+			o.Again = true
 		}
 		if taken && err == nil {
 			continue

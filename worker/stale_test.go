@@ -180,6 +180,74 @@ func TestAFanOutEndsThoughSomeOfItsSourceChangesNowAndThen(t *testing.T) {
 	mustStop(t, w)
 }
 
+// One page never gets ready, and each time that it is asked about another one becomes newer, or
+// comes new. All of those are done, and each of them is another one: the run ends all the same.
+func TestAFanOutEndsThoughOthersOfItsSourceChangeAllTheTime(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ change, want string }{
+		"another becomes newer": {`UPDATE doc SET revision = 2 WHERE id = $1::int`, "ended, complete=f, failed 0, in doubt 0, not ready 2"},
+		"another comes":         {`INSERT INTO doc VALUES (200 + $1::int, 1)`, "ended, complete=f, failed 0, in doubt 0, not ready 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			docs(t, pool, 200, `1`)
+			var asked atomic.Int64
+			set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return jobs.SQL[page](docsSQL) }},
+				jobs.Job[page]{Effect: jobs.Repeatable, Do: func(context.Context, page) error { return nil },
+					Ready: func(ctx context.Context, p page) (bool, error) {
+						if p.ID != 1 {
+							return true, nil
+						}
+						_, err := pool.Exec(ctx, c.change, asked.Add(1)+1)
+						return false, err
+					}})
+			w := begin(t, pool, set, quietly(t))
+			enqueue(t, pgq(pool), mailing{1})
+			eventually(t, "the run has ended", func() bool {
+				if n := asked.Load(); n > 8 {
+					t.Fatalf("what is not ready was asked about %d times", n)
+				}
+				return ask(t, pool, `SELECT count(*) = 1 FROM oncemore.run WHERE ended_at IS NOT NULL`)
+			})
+			if got := awaitRun(t, pool, 1); got != c.want {
+				t.Errorf("the run: %s, want %s", got, c.want)
+			}
+			mustStop(t, w)
+		})
+	}
+}
+
+// While the first letter is sent again a second one comes late and is not ready either, and then
+// the source names neither. The run says of both that they were not ready.
+func TestAFanOutWhoseSourceForgetsThemSaysHowManyWereNotReady(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, `CREATE TABLE wanted AS SELECT 1 AS n`)
+	var asked atomic.Int64
+	set := newSet(t, mailingOf(`SELECT n::text AS entity, n FROM wanted`), jobs.Job[letter]{Effect: jobs.Repeatable,
+		Do: func(context.Context, letter) error { return nil },
+		Ready: func(ctx context.Context, l letter) (bool, error) {
+			var err error
+			switch {
+			case l.N == 2:
+				_, err = pool.Exec(ctx, `DELETE FROM wanted`)
+			case asked.Add(1) == 2:
+				_, err = pool.Exec(ctx, `INSERT INTO wanted VALUES (2)`)
+			}
+			return false, err
+		}})
+	w := begin(t, pool, set, quietly(t))
+	enqueue(t, pgq(pool), mailing{1})
+	if got := awaitRun(t, pool, 1); got != "ended, complete=f, failed 0, in doubt 0, not ready 2" {
+		t.Errorf("the run: %s", got)
+	}
+	mustStop(t, w)
+	if got := text(t, pool, `SELECT format('%s of %s open', open, items) FROM oncemore.run`); got != "2 of 2 open" {
+		t.Errorf("the run says %s", got)
+	}
+}
+
 // Pages become newer one after the other while a run goes on, and each is made again. None was
 // sent in vain: the run goes on with them, and is complete.
 func TestAFanOutGoesOnWhileOtherPagesBecomeNewerEachTime(t *testing.T) {

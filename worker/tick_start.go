@@ -77,8 +77,15 @@ func queuedTicks(ctx context.Context, tx pgx.Tx, schedule string) ([]due, error)
 }
 
 // busy says why what was started last has not ended; empty: it has. p would start its work
-// for a tick at now.
+// for a tick at now. A run of the same that is being cancelled, whoever began it, is not to be
+// joined: a tick that did would be lost with it.
 func (w *Worker) busy(ctx context.Context, tx pgx.Tx, p *plannedSchedule, now time.Time) (why string, err error) {
+	if p.order != nil {
+		err := tx.QueryRow(ctx, cancellingSQL, rerunPrefix+p.job.Type, p.order.Selection.Key()).Scan(&why)
+		if err == nil || !errors.Is(err, pgx.ErrNoRows) {
+			return why, err
+		}
+	}
 	if p.LastStarted == nil {
 		return "", nil
 	}
@@ -114,6 +121,11 @@ FROM oncemore.schedule_tick t
 LEFT JOIN LATERAL (SELECT c.entity, c.owner, c.trouble FROM oncemore.claim c
                    WHERE c.job_type = (SELECT j.id FROM oncemore.job_type j WHERE j.name = t.job_type) AND c.entity = t.entity OFFSET 0) c ON t.run IS NULL
 WHERE t.schedule = $1 AND t.tick = $2`
+
+const cancellingSQL = `
+SELECT 'run ' || r.id || ' of the same is being cancelled'
+FROM oncemore.run r JOIN oncemore.run_control c ON c.run = r.id
+WHERE r.parent_type = (SELECT t.id FROM oncemore.job_type t WHERE t.name = $1) AND r.parent_entity = $2 AND r.ended_at IS NULL AND c.cancelled IS NOT NULL`
 
 // start starts a tick, unless it was started before; then it returns nil.
 func (w *Worker) start(ctx context.Context, tx pgx.Tx, b *tickBook, d due) (*time.Time, error) {

@@ -39,9 +39,8 @@ func (l *life) inVisit(ctx context.Context, it *item, do func(tx pgx.Tx, b *pgx.
 				return err
 			}
 		} else {
-			if err := holdPaused(ctx, tx, b, v.run); err != nil {
-				return err
-			}
+			// Last of all that is sent: who paused the run meanwhile could not see it.
+			pgqueue.HoldPaused(b, v.run)
 			// A visit is no attempt: only those that fail count.
 			o.State, o.Attempts, o.Absent, o.Delay = ledger.ToRetry, 0, true, v.wait
 			next = append(next, *it.retry(o.Delay))
@@ -73,30 +72,24 @@ func freeRest(ctx context.Context, tx pgx.Tx, b *pgx.Batch, run int64) error {
 		return nil // it has ended before
 	}
 	_, err := tx.Exec(ctx, lockControlSQL, run) // its end is not written yet
+	// What goes on is sent again when it is tried again: nobody is to hold that.
+	b.Queue(`/* run: end its pause */ UPDATE oncemore.run_control SET paused = NULL WHERE run = $1 AND paused IS NOT NULL`, run)
 	pgqueue.Unhold(b, run)
 	return err
 }
 
-// holdPaused holds back what there is of a paused run that has not begun: also what this visit
-// sends, which who paused the run could not see, and what was sent for another attempt.
-//
-// Whether it is paused is asked when the visit is all but over, under a lock: who resumes the
-// run either did before, or waits for our commit and finds what we held. Else it would be held
-// for a century. Where it is not paused nothing is locked: who pauses it just then does not
-// wait, and the next visit holds what slipped through.
-func holdPaused(ctx context.Context, tx pgx.Tx, b *pgx.Batch, run int64) error {
-	var paused bool
-	err := tx.QueryRow(ctx, lockPauseSQL, run).Scan(&paused)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
+// holdSent holds back what a settlement sends of runs that are paused: what it carries on is not
+// to begin before its run goes on. Else the next visit would hold it, and that may be half a
+// minute away.
+func holdSent(b *pgx.Batch, ms []queue.Message) {
+	run := int64(0)
+	for i := range ms {
+		if m := &ms[i]; m.Run != 0 && m.Run != run {
+			run = m.Run
+			pgqueue.HoldPaused(b, run)
+		}
 	}
-	if err == nil {
-		pgqueue.Hold(b, run)
-	}
-	return err
 }
-
-const lockPauseSQL = `/* run: lock the pause */ SELECT true FROM oncemore.run_control WHERE run = $1 AND paused IS NOT NULL FOR SHARE`
 
 const lockClaimSQL = `/* claim: lock */ SELECT 1 FROM oncemore.claim WHERE job_type = $1 AND entity = $2 AND fence = $3 FOR UPDATE`
 

@@ -90,10 +90,9 @@ func TestABodyThatOutlivesLeaseAndVisibilityRunsOnce(t *testing.T) {
 	}
 }
 
-// Schedulers that keep their ticks in memory repeat them, or miss them, when their leader
-// changes. Here a tick is an entity like any other, so three schedulers may each enqueue
-// it; and a tick that was missed is made good by the next, since it asks for all that is
-// missing.
+// Who has a scheduler of his own (cron on three machines, say) makes each tick an entity. Then
+// three may send it, and it runs once; and a tick that was missed is made good by the next,
+// since it asks for all that is missing. Our schedules have their own stories, of I7.
 func TestATickThatSeveralSchedulersSendIsOneAndAMissedOneIsMadeGood(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
@@ -119,6 +118,43 @@ func TestATickThatSeveralSchedulersSendIsOneAndAMissedOneIsMadeGood(t *testing.T
 	mustExec(t, pool, `INSERT INTO due SELECT generate_series(6, 9)`) // the second tick is missed, and the third is not
 	enqueue(t, pgq(pool), errand{"nightly at 2026-01-03T02:00Z"})
 	eventuallyRow(t, pool, "what was due is done", `SELECT count(*) = 9 FROM oncemore.ledger l JOIN oncemore.job_type t ON t.id = l.job_type WHERE t.name = 'letter'`)
+}
+
+// A completion inside a transaction that succeeds on what is completed already has the effect
+// twice. Here two deliveries of one letter meet at its fact: the second waits until the first has
+// committed, and is told that it is not its effect to make.
+func TestI3InTransactionEffectsHappenOnceWhenTwoDeliveriesMeetAtTheFact(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{"DoTx", "DoMany"} {
+		t.Run(body, func(t *testing.T) {
+			pool := pgtest.Pool(t)
+			mustExec(t, pool, `CREATE TABLE effect (n int)`)
+			g := newGate()
+			effect := func(ctx context.Context, tx pgx.Tx, l letter) error {
+				if _, err := tx.Exec(ctx, `INSERT INTO effect VALUES ($1)`, l.N); err != nil {
+					return err
+				}
+				return g.pass(ctx, l.Entity())
+			}
+			j := jobs.Job[letter]{DoTx: effect}
+			if body == "DoMany" {
+				j = jobs.Job[letter]{DoMany: func(ctx context.Context, tx pgx.Tx, ls []letter) error { return effect(ctx, tx, ls[0]) }}
+			}
+			w := begin(t, pool, newSet(t, j), worker.Config{Slots: 2})
+			enqueue(t, pgq(pool), letter{1})
+			within(t, "the first has had its effect", g.entered)
+			enqueue(t, pgq(pool), letter{1})
+			// It waits for two seconds at most, and the gate opens at once.
+			eventuallyRow(t, pool, "the second waits at the fact", `
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO oncemore.ledger%')`)
+			close(g.open)
+			eventuallyRow(t, pool, "it is done, and no message is left", `SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore.message)`)
+			mustStop(t, w)
+			if n := count(t, pool, `SELECT count(*) FROM effect`); n != 1 {
+				t.Errorf("%d effects of one letter", n)
+			}
+		})
+	}
 }
 
 // A record of completion that expires is permission to run again.
@@ -238,6 +274,10 @@ func TestADeployOfOtherCodeMakesNothingStale(t *testing.T) {
 	}
 	if got := fmt.Sprint(bodies.of("monday"), bodies.of("tuesday")); got != "2 1" {
 		t.Errorf("bodies run by the two builds: %s, want 2 and the new one", got)
+	}
+	// Both are this program, so whatever could be made of it would be the same for the two.
+	if n := count(t, pool, `SELECT count(*) FROM oncemore.ledger WHERE version IS NOT NULL`); n > 0 {
+		t.Errorf("%d facts have a version that nobody gave", n)
 	}
 }
 

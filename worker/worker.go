@@ -158,7 +158,7 @@ func (w *Worker) register(ctx context.Context) error {
 		if len(params) > 0 {
 			query = "" // nobody else has the parameters
 		}
-		if err := w.ledger.Register(ctx, &k.Type, query, e.Aliases...); err != nil {
+		if err := w.ledger.Declare(ctx, &k.Type, query, e.Aliases...); err != nil {
 			return err
 		}
 		if k.FleetLimit != (jobs.Limit{}) {

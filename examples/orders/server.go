@@ -67,7 +67,7 @@ func (s *server) open(db *pgxpool.Pool) []jobs.Definition {
 
 func (s *server) serve(ctx context.Context) error {
 	s.moves = ledger.Type{Name: "move_order", Effect: ledger.InTransaction}
-	if err := s.ledger.Register(ctx, &s.moves, ""); err != nil {
+	if err := s.ledger.Register(ctx, &s.moves); err != nil {
 		return err
 	}
 	keys, err := ledgerhttp.New(s.db, ledgerhttp.Config{Scope: func(r *http.Request) (string, error) { return r.Header.Get("Client"), nil }})

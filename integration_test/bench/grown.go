@@ -70,7 +70,7 @@ func growLedger(ctx context.Context, o *options, k kind) (name string, err error
 		return "", fmt.Errorf("migrate: %w", err)
 	}
 	t := ledger.Type{Name: job{}.JobType(), Effect: jobs.Repeatable}
-	if err := ledger.New(pool).Register(ctx, &t, ""); err != nil {
+	if err := ledger.New(pool).Register(ctx, &t); err != nil {
 		return "", err
 	}
 	_, err = pool.Exec(ctx, `

@@ -44,7 +44,7 @@ INSERT INTO lamp VALUES ('1', 'off', 1)`,
 	steps: []step{{`SELECT EXISTS (SELECT FROM oncemore.job_type)`, func(w *world) {
 		w.Helper()
 		kind := &ledger.Type{Name: "switch", Effect: ledger.InTransaction}
-		if err := ledger.New(w.pool).Register(context.Background(), kind, ""); err != nil {
+		if err := ledger.New(w.pool).Register(context.Background(), kind); err != nil {
 			w.Fatal(err)
 		}
 		for v := int64(1); v <= 3; v++ {

@@ -270,7 +270,7 @@ func (w *world) resolve() {
 	ctx := context.Background()
 	t := &ledger.Type{Name: "once", Effect: ledger.Once}
 	l := ledger.New(w.pool)
-	if err := l.Register(ctx, t, ""); err != nil {
+	if err := l.Register(ctx, t); err != nil {
 		w.Fatal(err)
 	}
 	for o, err := range l.Opens(ctx, t, ledger.Doubtful, "", 10) {

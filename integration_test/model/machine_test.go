@@ -33,7 +33,7 @@ func newWorld(t *testing.T) *world {
 	pool := pgtest.Pool(t)
 	w := &world{pool: pool, ledger: ledger.New(pool), kinds: kinds(), count: map[string]int{}}
 	for _, k := range w.kinds {
-		if err := w.ledger.Register(t.Context(), &k.Type, ""); err != nil {
+		if err := w.ledger.Register(t.Context(), &k.Type); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -74,18 +74,17 @@ func (p *process) finish(t *rapid.T, items ...*item) {
 		p.items = slices.DeleteFunc(p.items, func(x *item) bool { return x == it })
 	}
 	p.items = slices.DeleteFunc(p.items, func(x *item) bool { return slices.Contains(unsure, x) })
+	left := outs
 	settle := func() error {
 		return p.ledger.RunBatch(p.ctx, func(b *pgx.Batch) {
-			ledger.Settle(b, &kind.Type, p.lease.ID, outs)
+			ledger.Settle(b, &kind.Type, p.lease.ID, left)
 			p.pg.SendBatch(b, sends...)
 			p.pg.AckBatch(b, acks...)
 		})
 	}
 	err := settle()
 	if ledger.IsTaken(err) {
-		for _, o := range outs {
-			o.Again = true // the same arguments: nothing to take back
-		}
+		left = p.untaken(t, kind, outs)
 		err = settle()
 	}
 	p.ok(t, err)
@@ -109,6 +108,25 @@ func (p *process) finish(t *rapid.T, items ...*item) {
 	if len(releases) > 0 {
 		p.ok(t, p.pg.Release(p.ctx, 0, releases...))
 	}
+}
+
+// untaken leaves out the first completions that somebody else has recorded, or that are in the
+// settlement twice. Their arguments are the same, so there is nothing to tell of them.
+func (p *process) untaken(t *rapid.T, kind *kind, outs []*ledger.Outcome) (left []*ledger.Outcome) {
+	done := map[string]bool{}
+	for _, o := range outs {
+		o.Again = true
+		if o.State == ledger.Completed && o.Fence == 0 {
+			sts, err := p.ledger.Look(p.ctx, &kind.Type, []ledger.Want{o.Want})
+			p.ok(t, err)
+			if done[o.Entity] || sts[0].Fact != nil {
+				continue
+			}
+			done[o.Entity] = true
+		}
+		left = append(left, o)
+	}
+	return left
 }
 
 // redo has repeatable work done once more that was reported after its claim was lost.

@@ -45,7 +45,7 @@ func newWorld(t testing.TB) *world {
 	l := ledger.New(conn)
 	for name, effect := range classes {
 		w.types[name] = &ledger.Type{Name: name, Effect: effect, Timeout: time.Minute, Checked: name == "verifiable"}
-		if err := l.Register(t.Context(), w.types[name], ""); err != nil {
+		if err := l.Register(t.Context(), w.types[name]); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -100,8 +100,8 @@ func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.
 	if err := o.finish(); err != nil {
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}
-	g := &guarded{Keys: k, op: o, next: next, kind: ledger.Type{Name: o.Name, Effect: o.Effect, Timeout: o.Timeout, Checked: o.Check != nil}}
-	if err := k.ledger.Register(ctx, &g.kind, "", o.Aliases...); err != nil {
+	g := &guarded{Keys: k, op: o, next: next, kind: ledger.Type{Name: o.Name, Effect: o.Effect, Timeout: o.Timeout, Checked: o.Check != nil, Requests: true}}
+	if err := k.ledger.Declare(ctx, &g.kind, "", o.Aliases...); err != nil {
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}
 	if g.try = g.outside; o.Effect == ledger.InTransaction {
@@ -179,10 +179,10 @@ func (k *Keys) keepTidy(ctx context.Context) {
 // be no worker that would.
 func (k *Keys) tidy(ctx context.Context) error {
 	k.mu.Lock()
-	var kinds []int32
+	var kinds []*ledger.Type
 	for _, g := range k.operations {
 		if g.op.Effect != ledger.InTransaction {
-			kinds = append(kinds, g.kind.ID)
+			kinds = append(kinds, &g.kind)
 		}
 	}
 	k.mu.Unlock()

@@ -180,7 +180,7 @@ func TestAnOperatorEndsTheDoubt(t *testing.T) {
 			s.want("in doubt", s.post("k", "tea").said(), "409 outcome-unknown")
 			l := ledger.New(s.pool)
 			kind := ledger.Type{Name: "POST /orders", Effect: ledger.Once}
-			if err := l.Register(t.Context(), &kind, ""); err != nil {
+			if err := l.Register(t.Context(), &kind); err != nil {
 				t.Fatal(err)
 			}
 			for o, err := range l.Opens(t.Context(), &kind, ledger.Doubtful, "", 10) {

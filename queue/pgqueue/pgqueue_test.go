@@ -263,10 +263,21 @@ func TestMoreDelayedMessagesThanOneWakeTakesAllComeDue(t *testing.T) {
 	}
 }
 
-// The rows that remember receives must not pile up, and must not go too early.
+// The rows that remember receives must not pile up, and must not go too early. On a busy machine
+// what is extended in time by the look of it may come back: then the story is told again, slower.
 func TestAReceiveIsForgottenWhenNothingOfItIsHeld(t *testing.T) {
+	for visibility := 200 * time.Millisecond; !receiveIsForgotten(t, visibility); visibility *= 2 {
+		if visibility > 5*time.Second {
+			t.Fatalf("what is extended all the time comes back, with a visibility timeout of %v", visibility)
+		}
+	}
+}
+
+// receiveIsForgotten tells the story, and returns false where the machine was too busy to hold
+// anything for so long.
+func receiveIsForgotten(t *testing.T, visibility time.Duration) bool {
 	pool := pgtest.Pool(t)
-	q := New(pool, "").WithVisibility(200 * time.Millisecond)
+	q := New(pool, "").WithVisibility(visibility)
 	receives := func() int { return count(t, pool, `SELECT count(*) FROM oncemore.message_receive`) }
 	for range 2*wakeReceives + 10 {
 		send(t, q, message("short"))
@@ -276,22 +287,23 @@ func TestAReceiveIsForgottenWhenNothingOfItIsHeld(t *testing.T) {
 	}
 	send(t, q, message("kept"), message("dropped"))
 	ds := await(t, q, 2)
-	until := time.Now().Add(2 * time.Second) // past several looks at it
+	until := time.Now().Add(10 * visibility) // past several looks at it
 	for time.Now().Before(until) {
-		if lost, err := q.Extend(t.Context(), ds...); err != nil || len(lost) > 0 {
-			t.Fatalf("lost %q, %v", lost, err)
-		}
-		if got := receive(t, q, 10); len(got) > 0 {
-			t.Skip("this machine is too busy for a visibility timeout of 200 ms")
+		if lost, err := q.Extend(t.Context(), ds...); err != nil {
+			t.Fatal(err)
+		} else if len(lost) > 0 || len(receive(t, q, 10)) > 0 {
+			return false
 		}
 	}
+	busy := false
 	eventually(t, "only the receive that is held is remembered", func() bool {
-		q.Extend(t.Context(), ds...)
-		if got := receive(t, q, 10); len(got) > 0 {
-			t.Skip("this machine is too busy for a visibility timeout of 200 ms")
-		}
-		return receives() == 1
+		lost, err := q.Extend(t.Context(), ds...)
+		busy = err == nil && len(lost) > 0 || len(receive(t, q, 10)) > 0
+		return busy || receives() == 1
 	})
+	if busy {
+		return false
+	}
 	if err := q.Ack(t.Context(), ds[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -306,6 +318,7 @@ func TestAReceiveIsForgottenWhenNothingOfItIsHeld(t *testing.T) {
 	if n := count(t, pool, `SELECT count(*) FROM oncemore.message`); n != 0 {
 		t.Errorf("%d messages are left", n)
 	}
+	return true
 }
 
 // Two workers may be configured differently: each hold lasts as long as its holder said.

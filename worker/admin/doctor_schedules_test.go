@@ -1,8 +1,10 @@
 package admin_test
 
 import (
+	"strings"
 	"testing"
 
+	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
 )
 
@@ -43,4 +45,24 @@ func TestAScheduleThatStandsStillIsFoundByTheDoctor(t *testing.T) {
 	checks = check("schedules")
 	says(t, checks, admin.Warn, `"bill" is orphaned: no program declares it`)
 	says(t, checks, admin.OK, "paused are: report")
+
+	// The only program that has it is down, and the night has passed.
+	y.exec(`UPDATE oncemore.schedule SET cursor = cursor - interval '3 days' WHERE name = 'bill'`)
+	c := says(t, check("schedules"), admin.Bad, `"bill" is orphaned: no program declares it`)
+	if !strings.Contains(c.Found, " is overdue") || c.Do != "start the program that declares it, or 'schedules rm' it" {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A server that guards requests has a lease, as a worker has, and works no job.
+func TestServersOfRequestsAreNotPassedOffAsWorkers(t *testing.T) {
+	s := newScene(t)
+	s.worker("anna")
+	says(t, examine(t, s.pool, "workers", admin.Limits{}), admin.OK, "1 are alive")
+	s.ok(s.Declare(t.Context(), &ledger.Type{Name: "PUT /cart", Effect: ledger.InTransaction, Requests: true}, "")) // needs no lease
+	if c := says(t, examine(t, s.pool, "workers", admin.Limits{}), admin.OK, "1 are alive"); c.Found != "1 are alive" {
+		t.Errorf("%+v", c)
+	}
+	s.ok(s.Declare(t.Context(), &ledger.Type{Name: "POST /orders", Effect: ledger.Once, Requests: true}, ""))
+	says(t, examine(t, s.pool, "workers", admin.Limits{}), admin.OK, "1 are alive; servers that guard requests are counted as well, and work no job")
 }

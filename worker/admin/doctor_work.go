@@ -6,16 +6,21 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
 )
 
 func checkWorkers(ctx context.Context, _ *patient, tx pgx.Tx) ([]Check, error) {
 	var living int64
-	var work bool
-	if err := tx.QueryRow(ctx, workSQL).Scan(&living, &work); err != nil {
+	var work, servers bool
+	if err := tx.QueryRow(ctx, workSQL, ledger.InTransaction.String(), ledger.ByRequest).Scan(&living, &work, &servers); err != nil {
 		return nil, err
 	}
 	if living == 0 && work {
 		return []Check{{State: Bad, Found: "none is alive, and there is work, or a schedule that makes some", Do: "start one; if one runs, it cannot reach this database"}}, nil
+	}
+	if servers { // a row of oncemore.worker does not say what it is of
+		return ok("%d are alive; servers that guard requests are counted as well, and work no job", living), nil
 	}
 	return ok("%d are alive", living), nil
 }
@@ -23,7 +28,8 @@ func checkWorkers(ctx context.Context, _ *patient, tx pgx.Tx) ([]Check, error) {
 const workSQL = `
 SELECT (SELECT count(*) FROM oncemore.worker WHERE dead_at IS NULL AND expires > clock_timestamp()),
        EXISTS (SELECT FROM oncemore.message) OR EXISTS (SELECT FROM oncemore.claim WHERE owner IS NOT NULL)
-       OR EXISTS (SELECT FROM oncemore.schedule WHERE paused IS NULL)`
+       OR EXISTS (SELECT FROM oncemore.schedule WHERE paused IS NULL),
+       EXISTS (SELECT FROM oncemore.job_type t WHERE t.effect LIKE '%' || $2::text AND t.effect <> $1::text || $2::text)`
 
 // checkLeases looks for workers whose lease is over and who are not declared dead. Any
 // worker that has lived for one lease length declares them.
@@ -101,7 +107,7 @@ const (
 
 // checkWaiting looks for messages that are due and that nobody takes.
 func checkWaiting(ctx context.Context, p *patient, tx pgx.Tx) ([]Check, error) {
-	rows, err := tx.Query(ctx, waitingSQL, queueMost)
+	rows, err := tx.Query(ctx, waitingSQL, queueMost, ledger.ByRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +116,8 @@ func checkWaiting(ctx context.Context, p *patient, tx pgx.Tx) ([]Check, error) {
 	var queue, name string
 	var n int64
 	var age time.Duration
-	var known, delayed bool
-	_, err = pgx.ForEachRow(rows, []any{&queue, &name, &delayed, &n, &age, &known}, func() error {
+	var known, requests, delayed bool
+	_, err = pgx.ForEachRow(rows, []any{&queue, &name, &delayed, &n, &age, &known, &requests}, func() error {
 		oldest = max(oldest, age)
 		s := aged(age, p.limits.OldMessage)
 		if s == OK {
@@ -120,6 +126,8 @@ func checkWaiting(ctx context.Context, p *patient, tx pgx.Tx) ([]Check, error) {
 		c := Check{State: s, Found: fmt.Sprintf("%s messages of %s have been due in queue %q for up to %s", thousands(n), name, queue, rough(age)),
 			Do: "start more workers, or give them more slots; see 'workers', and the limits of the type"}
 		switch {
+		case requests:
+			c.Do = "it comes as requests, which no worker takes: delete these messages of it, each client sends its request again"
 		case !known:
 			c.Do = "no worker has ever known this type: deploy one that does, or mend the producer"
 		case delayed:
@@ -131,9 +139,11 @@ func checkWaiting(ctx context.Context, p *patient, tx pgx.Tx) ([]Check, error) {
 	return orOK(found, "nothing has been due for more than %s", rough(oldest)), err
 }
 
+// What only an application has named (ledger.Register), no worker has seen.
 const waitingSQL = `
 SELECT m.queue, m.type, m.lock IS NOT NULL, count(*), clock_timestamp() - min(m.visible_at),
-       EXISTS (SELECT FROM oncemore.job_type t WHERE t.name = m.type)
+       EXISTS (SELECT FROM oncemore.job_type t WHERE t.name = m.type AND t.seen_at > '-infinity'),
+       EXISTS (SELECT FROM oncemore.job_type t WHERE t.name = m.type AND t.effect LIKE '%' || $2::text)
 FROM (SELECT m.queue, m.type, m.lock, m.visible_at FROM oncemore.message m
       WHERE m.lock IS NULL OR m.lock = 0 AND m.visible_at < clock_timestamp() ORDER BY m.id LIMIT $1) m
 GROUP BY m.queue, m.type, m.lock IS NOT NULL ORDER BY 5 DESC LIMIT 20`

@@ -105,15 +105,16 @@ func (op *Operator) Prepare(ctx context.Context, jobType string, inputs []Input)
 	return b, nil
 }
 
-// registered looks for the type in the database. A misspelt one would wait in the queue
-// for ever, for a worker that knows it.
+// registered looks for the type in the database. A misspelt one, or one of requests, would
+// wait in the queue for ever, for a worker that knows it.
 func (op *Operator) registered(ctx context.Context, b *Batch) error {
 	return explain(pgx.BeginTxFunc(ctx, op.Pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		t, err := FindType(ctx, tx, nil, b.Type)
-		if err == nil {
-			b.Type = t.Name
+		if err != nil {
+			return err
 		}
-		return err
+		b.Type = t.Name
+		return t.carriable()
 	}))
 }
 

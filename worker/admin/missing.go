@@ -22,6 +22,7 @@ type MissingList struct {
 	Type     string          `json:"type"`
 	Missing  *Count          `json:"missing,omitempty"`  // by [CountMissing]; null: not counted
 	Nameless int64           `json:"nameless,omitempty"` // by [CountMissing]
+	Unknown  string          `json:"unknown,omitempty"`  // what else may be missing and cannot be told here: [NewerUnknown]; empty: nothing
 	Entities []MissingEntity `json:"entities"`
 	Next     string          `json:"next,omitempty"` // where the next page begins; empty: this is the last one
 }
@@ -44,6 +45,14 @@ func Missing(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, name string
 			return err
 		}
 		m.Type = t.Name
+		if t.staleUnknown() {
+			var done bool
+			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.ledger WHERE job_type = $1)`, t.ID).Scan(&done); err != nil {
+				return fmt.Errorf("look for facts of %s: %w", t.Name, err)
+			} else if done {
+				m.Unknown = NewerUnknown
+			}
+		}
 		if t.source.InGo() || p.Limit == 0 {
 			return nil
 		}

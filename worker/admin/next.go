@@ -15,6 +15,11 @@ func next(t *Type, o *Open, now time.Time) string {
 		return "nothing: it is done, and this leftover goes with the next call"
 	case ledger.Ongoing:
 		return nextOfRunning(o)
+	}
+	if t.Requests {
+		return nextOfRequest(o, now)
+	}
+	switch o.Reason {
 	case ledger.Waiting:
 		if o.NotBefore != nil && o.NotBefore.After(now) {
 			return fmt.Sprintf("wait: another attempt is due in %s", rough(o.NotBefore.Sub(now)))
@@ -51,6 +56,21 @@ func nextOfDoubt(t *Type, o *Open) string {
 		return "workers ask its done-check again; who knows the answer says it with 'doubt resolve'"
 	}
 	return "find out whether it happened, then say so with 'doubt resolve'"
+}
+
+// nextOfRequest is of what comes as requests: only their clients bring it again.
+func nextOfRequest(o *Open, now time.Time) string {
+	switch {
+	case o.State == string(ledger.Doubtful):
+		return "find out whether it happened, then say so with 'doubt resolve'; until then its client is told that nobody knows"
+	case o.Reason == ledger.InDoubt:
+		return "when its client sends it again it is put in doubt; nothing else does that"
+	case o.Reason == ledger.Waiting && o.NotBefore != nil && o.NotBefore.After(now):
+		return fmt.Sprintf("in %s it may be done when its client sends it again; no message carries it", rough(o.NotBefore.Sub(now)))
+	case o.Reason == ledger.Waiting:
+		return "its effect is given time to show; then it may be done when its client sends it again"
+	}
+	return "it is done when its client sends it again; no message carries it"
 }
 
 // rough is a duration as people say it, in one or two units.

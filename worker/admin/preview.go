@@ -135,10 +135,17 @@ var (
 	newerUnknown   = "what newer code makes stale is not known here, and the workers will tell: that needs a program that has the jobs (cli.Options.Set)"
 )
 
+// NewerUnknown says why more may be missing than is told without the application's set: a fact has
+// the version of the code that made it, and no row has the one that the workers have by now.
+const NewerUnknown = "what newer code makes stale is not known here: that needs a program that has the jobs (cli.Options.Set)"
+
+// staleUnknown tells whether a version of the code that is not known here may make facts of t stale.
+func (t *Type) staleUnknown() bool { return !t.Set && t.Effect.MayRepeat() }
+
 // newerMayBeMore tells whether a version of the code that is not known here may have the
 // workers pick some of what seems done.
 func newerMayBeMore(t *Type, sv *plan.Survey) bool {
-	return !t.Set && t.Effect.MayRepeat() && sv.Asked && !sv.Force && sv.Picks(ledger.StaleVersion)
+	return t.staleUnknown() && sv.Asked && !sv.Force && sv.Picks(ledger.StaleVersion)
 }
 
 // walkChunk is how many entities of a source in Go are looked at together.
@@ -189,9 +196,11 @@ func goingRun(ctx context.Context, tx pgx.Tx, t *Type, key string) (*GoingRun, e
 	return g, nil
 }
 
+// One that is being cancelled is not joined: see [worker.ErrCancelling].
 const goingRunSQL = `
-SELECT id, planned_at IS NOT NULL FROM oncemore.run
-WHERE job_type = $1 AND parent_entity = $2 AND selection IS NOT NULL AND ended_at IS NULL`
+SELECT r.id, r.planned_at IS NOT NULL FROM oncemore.run r
+WHERE r.job_type = $1 AND r.parent_entity = $2 AND r.selection IS NOT NULL AND r.ended_at IS NULL
+AND NOT EXISTS (SELECT FROM oncemore.run_control c WHERE c.run = r.id AND c.cancelled IS NOT NULL)`
 
 // estimate says how long so many entities may take.
 func (op *Operator) estimate(ctx context.Context, t *Type, items int64, rate float64) (*Forecast, error) {

@@ -19,7 +19,8 @@ var errNoReason = errors.New("a reason is needed: it is kept for those who ask l
 
 // Resolve ends the doubt about what was shown, on the actor's word. With done the effect
 // happened, and a fact says so. Else it surely did not: the entity is due again at once,
-// with a message that carries it and as many attempts left as it had.
+// with a message that carries it and as many attempts left as it had. What came as a request
+// is done when its client sends it again: no message is sent of it.
 //
 // It compares the fence that was shown: of two operators, or an operator and a done-check
 // that learned the answer, one wins, and the other finds the entity among what is left.
@@ -58,7 +59,7 @@ func (op *Operator) resolveChunk(ctx context.Context, a *act, t *ledger.Type, en
 			continue
 		}
 		resolved[o.Fence] = true
-		if !v.Done {
+		if !v.Done && !t.Requests {
 			again = append(again, op.carry(t, o.Entity, o.Args, o.Run, o.Epoch))
 		}
 	}

@@ -18,10 +18,16 @@ import (
 // allows, and what turns out done is skipped. The worker of what was stranded stays its
 // owner until then, since the class may count from that worker's death; should it come
 // back with a late success, that is refused and listed as disputed.
+//
+// Requests have no attempts to be given, and nobody but their clients to make them: the error
+// wraps [ErrRequests].
 func (op *Operator) Retry(ctx context.Context, s *Shown, reason string) (*Result, error) {
 	return op.do(ctx, AuditEntry{Action: "retry", Type: s.Type, Reason: reason, Detail: s.How}, func(a *act) error {
 		t, err := FindType(ctx, a.Tx, op.Set, s.Type)
 		if err != nil {
+			return err
+		}
+		if err := t.carriable(); err != nil {
 			return err
 		}
 		return s.inChunks(func(entries []Entry) error { return op.retryChunk(ctx, a, &t.Type, entries) })

@@ -96,7 +96,7 @@ func (y *yard) stranded(set *jobs.Set, args ...jobs.Args) {
 	for _, a := range args {
 		e, _ := set.Lookup(a.JobType())
 		ty := &ledger.Type{Name: e.Type, Effect: e.Effect, Timeout: e.Timeout, Checked: e.Done != nil}
-		if err := l.Register(y.t.Context(), ty, ""); err != nil {
+		if err := l.Register(y.t.Context(), ty); err != nil {
 			y.t.Fatal(err)
 		}
 		it, err := jobs.NewItem(a)

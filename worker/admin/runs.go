@@ -127,10 +127,8 @@ WHERE `+runsWhere+` AND ($4::bigint = 0 OR r.id < $4) ORDER BY r.id DESC LIMIT $
 		}
 	}
 	for i := range l.Rows {
-		if r := &l.Rows[i]; !r.State.Over() {
-			if _, err := r.count(ctx, tx, nil); err != nil {
-				return nil, err
-			}
+		if _, err := l.Rows[i].count(ctx, tx, nil); err != nil {
+			return nil, err
 		}
 	}
 	return l, nil
@@ -199,6 +197,9 @@ func scanRun(row pgx.CollectableRow) (r Run, err error) {
 	default:
 		r.State = Going
 	}
+	if r.State.Over() {
+		r.Waits = "" // it waited, when it was cancelled
+	}
 	// As of its end; of one that goes on they are counted.
 	r.NotSent = r.Items - r.sent
 	r.Missing = max(0, notReady-r.NotSent)
@@ -263,7 +264,7 @@ type RunStory struct {
 	Failures []RunFailure `json:"failures"` // ten of them
 }
 
-// ShowRun tells of one run, with counts of now. The error wraps [worker.ErrNoRun] where
+// ShowRun tells of one run, with counts as those of [ListRuns]. The error wraps [worker.ErrNoRun] where
 // there is none of this id.
 func ShowRun(ctx context.Context, tx pgx.Tx, id int64) (*RunStory, error) {
 	r, err := findRun(ctx, tx, id)

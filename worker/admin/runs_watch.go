@@ -59,9 +59,11 @@ func (w *Watch) Look(ctx context.Context) (r *Run, now time.Time, err error) {
 }
 
 // count derives the counts of r from the facts and claims of its plan, as far as it is
-// sent. skip are packs that are known to be done whole; more of those are returned.
+// sent. skip are packs that are known to be done whole; more of those are returned. Of a run
+// that has ended nothing is derived: what its last visit counted is the record. It knew what
+// the source said then, and the plan may have been deleted since.
 func (r *Run) count(ctx context.Context, tx pgx.Tx, skip []int32) (done []int32, err error) {
-	if r.State == Complete || r.PlannedAt == nil && r.Selection != nil {
+	if r.State.Over() || r.PlannedAt == nil && r.Selection != nil {
 		return nil, nil
 	}
 	nextPack, nextItem := r.nextPack, r.nextItem
@@ -87,7 +89,8 @@ func (r *Run) count(ctx context.Context, tx pgx.Tx, skip []int32) (done []int32,
 // What is not done of the part of the plan that is sent. A fact of an earlier epoch, one
 // that a claim is about to replace, and one that was there when the entity was planned as
 // stale: these do not count. Of fan-outs an entity may be in several packs, since what is
-// missing is sent again; it is one entity all the same.
+// missing is sent again; it is one entity all the same. What had failed, and the run has called
+// again, is open until it is tried.
 //
 // (An element of an array is not picked by its number: that would unpack the whole array
 // for each of them.)
@@ -100,7 +103,7 @@ WITH p AS MATERIALIZED (
     FROM p CROSS JOIN LATERAL unnest(p.entities, p.reasons) WITH ORDINALITY AS e(entity, reason, n)
     LEFT JOIN LATERAL (SELECT l.completed_at, coalesce(l.epoch, 0) AS epoch, coalesce(l.source_version, 0) AS source_version FROM oncemore.ledger l
                        WHERE l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 OFFSET 0) l ON true
-    LEFT JOIN LATERAL (SELECT coalesce(c.trouble, '') AS trouble, c.epoch, c.source_version FROM oncemore.claim c
+    LEFT JOIN LATERAL (SELECT CASE WHEN c.trouble = 'failed' AND c.attempts = 0 AND c.run = $1 THEN 'retrying' ELSE coalesce(c.trouble, '') END AS trouble, c.epoch, c.source_version FROM oncemore.claim c
                        WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
     WHERE (p.pack < $6 OR e.n <= $7)
     AND (l.epoch IS NULL OR c.epoch > l.epoch OR c.source_version > l.source_version OR e.reason IN ('stale_source', 'stale_version') AND l.completed_at < $8)

@@ -40,11 +40,11 @@ func (s *scene) exec(sql string, args ...any) {
 	s.ok(err)
 }
 
-// kind registers a job type.
+// kind registers a job type, as a worker of it does.
 func (s *scene) kind(name string, e ledger.Effect, source ...string) *ledger.Type {
 	s.Helper()
 	t := &ledger.Type{Name: name, Effect: e, Timeout: time.Minute}
-	s.ok(s.Register(s.Context(), t, append(source, "")[0]))
+	s.ok(s.Declare(s.Context(), t, append(source, "")[0]))
 	return t
 }
 

@@ -203,6 +203,10 @@ func (s *Schedule) judge(now time.Time) {
 	case s.Orphaned:
 		s.health, s.do = Warn, "start the program that declares it, or 'schedules rm' it"
 		s.State = fmt.Sprintf("orphaned: no program declares it since %s; declare it, or delete it", s.DeclaredAt.UTC().Format(time.RFC3339))
+		if behind { // whether it was taken out of the code, or all who have it are down: nobody does what is due
+			s.health = Bad
+			s.State += fmt.Sprintf(". Its tick of %s is overdue", c.Next(s.Cursor).UTC().Format(time.RFC3339))
+		}
 	case behind:
 		s.State, s.health, s.do = "overdue: no worker runs that has the job "+s.Type, Bad, "start a worker that has the job"
 	default:

@@ -61,6 +61,8 @@ type Shown struct {
 	More    bool    `json:"more"`    // more of them match than the limit lets through
 	Absent  []Left  `json:"absent"`  // were named, and are in another state
 	How     string  `json:"how"`     // they were selected, for the audit
+
+	Requests bool `json:"requests,omitempty"` // they came as requests, which only their clients send again
 }
 
 // An Entry is an open entity as it was shown. An act needs its Entity and Fence alone.
@@ -80,9 +82,13 @@ func (op *Operator) InDoubt(ctx context.Context, s Selection) (*Shown, error) {
 }
 
 // Retryable shows what [Operator.Retry] may be asked for: what has failed, and what is
-// stranded, since the worker that had it is dead.
+// stranded, since the worker that had it is dead. Of requests the error wraps [ErrRequests].
 func (op *Operator) Retryable(ctx context.Context, s Selection) (*Shown, error) {
-	return op.show(ctx, s, "failed", "stranded")
+	shown, err := op.show(ctx, s, "failed", "stranded")
+	if err == nil && shown.Requests {
+		return nil, fmt.Errorf("%s: %w", shown.Type, ErrRequests)
+	}
+	return shown, err
 }
 
 // showTime bounds the statement that selects: a hundred thousand take a second or two.
@@ -99,7 +105,7 @@ func (op *Operator) show(ctx context.Context, s Selection, states ...string) (*S
 		if err != nil {
 			return err
 		}
-		shown.Type = t.Name
+		shown.Type, shown.Requests = t.Name, t.Requests
 		query, params := s.query(t.ID, states, limit+1)
 		rows, err := tx.Query(ctx, query, params...)
 		if err == nil {

@@ -43,6 +43,9 @@ type TypeStatus struct {
 	// Nameless rows of the source have no entity: it is NULL, or empty. No work can be called
 	// by them. Where more is missing than is counted, these are those that were seen.
 	Nameless int64 `json:"nameless,omitempty"`
+	// StaleUnknown tells that Missing does not know what newer code makes stale: see
+	// [NewerUnknown].
+	StaleUnknown bool `json:"stale_unknown,omitempty"`
 	// Unregistered types are known from the application's set alone: no worker has registered
 	// them in this database.
 	Unregistered bool `json:"unregistered,omitempty"`
@@ -199,6 +202,7 @@ func readCounts(ctx context.Context, pool *pgxpool.Pool, t *Type, o StatusOption
 		return err
 	default:
 		into.Missing, into.Nameless = &n, nameless
+		into.StaleUnknown = t.staleUnknown() && into.Done.N > 0
 	}
 	return nil
 }

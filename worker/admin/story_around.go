@@ -169,15 +169,21 @@ func (s *Story) conclude(t *Type) {
 		s.Place = "done"
 	}
 	s.EffectKey = t.EffectKey(s.Entity, epoch)
-	s.Next = s.next()
+	s.Next = s.next(t)
 }
 
 // next is what happens next, in a sentence or two.
-func (s *Story) next() string {
+func (s *Story) next(t *Type) string {
+	switch {
+	case s.Reason == ledger.Done:
+		return "Nothing more: it is done, and another call is skipped."
+	case t.Requests && s.open == nil:
+		return "It is not done: no request of this key has come, or what it did was undone."
+	case t.Requests:
+		return sentence(s.open.Next)
+	}
 	var b strings.Builder
 	switch s.Reason {
-	case ledger.Done:
-		return "Nothing more: it is done, and another call is skipped."
 	case ledger.Ongoing, ledger.Failed, ledger.InDoubt:
 		b.WriteString(sentence(s.open.Next))
 	default:

@@ -244,7 +244,7 @@ func TestAStoryThatCannotSeeAllSaysSo(t *testing.T) {
 func TestAStoryKnowsAllNamesOfAType(t *testing.T) {
 	s := newScene(t)
 	s.kind("old", ledger.Repeatable)
-	s.ok(s.Register(t.Context(), &ledger.Type{Name: "new", Effect: ledger.Repeatable}, "", "old"))
+	s.ok(s.Declare(t.Context(), &ledger.Type{Name: "new", Effect: ledger.Repeatable}, "", "old"))
 	s.send(queue.Message{Type: "old"}, "a")
 	for _, name := range []string{"old", "new"} {
 		if story := s.tell(name, "a"); story.Type != "new" || kinds(story) != "message" || story.EffectKey != "" {

@@ -19,7 +19,8 @@ import (
 type Type struct {
 	// What Decide asks of a type. Without the application's set the effect is what the worker
 	// that registered it last declared, the timeout is the default one, and the code's version
-	// and whether there is a done-check are not known: 0 and false.
+	// and whether there is a done-check are not known: 0 and false. So is that of requests, of
+	// which no set knows.
 	ledger.Type
 	Names    []string // it was ever registered by, the one that was used last first
 	Declared string   // the effect class, in words
@@ -99,6 +100,7 @@ func unregistered(set *jobs.Set, types []*Type) (out []*Type) {
 // complete adds what the application's set knows of t, or what is usual.
 func (t *Type) complete(set *jobs.Set) {
 	t.Name, t.Timeout = t.Names[0], defaultTimeout
+	t.Declared, t.Requests = strings.CutSuffix(t.Declared, ledger.ByRequest)
 	t.Effect = parseEffect(t.Declared)
 	if len(t.Names) == 1 {
 		t.keyType = t.Name
@@ -113,6 +115,17 @@ func (t *Type) complete(set *jobs.Set) {
 		t.Query, t.Params = e.Source.Query()
 	}
 }
+
+// carriable refuses to send work of t by a message where nobody would ever take it.
+func (t *Type) carriable() error {
+	if t.Requests {
+		return fmt.Errorf("%s: %w", t.Name, ErrRequests)
+	}
+	return nil
+}
+
+// ErrRequests says that the work of a type comes as requests.
+var ErrRequests = errors.New("it comes as requests, which no worker takes: only their clients can send them again, and each is looked at anew when it comes")
 
 // defaultTimeout is that of jobs.Policy.
 const defaultTimeout = time.Minute

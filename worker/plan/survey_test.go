@@ -40,7 +40,7 @@ func TestASurveyFindsWhatDecideSaysHoweverItReads(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	pool := pgtest.Pool(t)
 	kind := ledger.Type{Name: "doc", Effect: ledger.Repeatable, Version: 2}
-	if err := ledger.New(pool).Register(t.Context(), &kind, ""); err != nil {
+	if err := ledger.New(pool).Register(t.Context(), &kind); err != nil {
 		t.Fatal(err)
 	}
 	exec := func(sql string, args ...any) {

@@ -55,3 +55,31 @@ func TestTheKillSwitchNamesWhatItStopsAndHowMuchMoreThereIs(t *testing.T) {
 		}
 	}
 }
+
+// Who has it stopped, and let go on, by an earlier name of the job type, which the completion of
+// an old script has, means the job type.
+func TestWhatIsStoppedByAnEarlierNameIsReleasedByIt(t *testing.T) {
+	t.Parallel()
+	dsn := worked(t)
+	row[int](t, dsn, `WITH o AS (INSERT INTO oncemore.job_type (name, id, effect, seen_at) SELECT 'note', id, effect, seen_at - interval '1 day' FROM oncemore.job_type WHERE name = 'letter' RETURNING 1)
+SELECT count(*)::int FROM o`)
+	left := func(after string) {
+		t.Helper()
+		if n := row[int](t, dsn, `SELECT count(*)::int FROM oncemore.brake`); n != 0 {
+			t.Errorf("after %s %d brakes are set", after, n)
+		}
+	}
+	if a := call(t, Options{}, "runs", "stop-all", "--type", "note", "--reason", "it burns", "--yes", "--database-url", dsn); a.code != 0 || !strings.Contains(a.out, "letter") {
+		t.Errorf("%+v", a)
+	}
+	if a := call(t, Options{}, "runs", "release", "--type", "note", "--yes", "--database-url", dsn); a.code != 0 || strings.Contains(a.err, "nothing matches") {
+		t.Errorf("%+v", a)
+	}
+	left("a release by the same name")
+	// It was stopped before it was renamed.
+	row[int](t, dsn, `WITH o AS (INSERT INTO oncemore.brake (scope, reason, actor) VALUES ('note', 'it burns', 'anna') RETURNING 1) SELECT count(*)::int FROM o`)
+	if a := call(t, Options{}, "runs", "release", "--type", "letter", "--yes", "--database-url", dsn); a.code != 0 || strings.Contains(a.err, "nothing matches") {
+		t.Errorf("%+v", a)
+	}
+	left("a release by its name of now")
+}

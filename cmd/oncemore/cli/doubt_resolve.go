@@ -13,7 +13,8 @@ func (p *program) doubtResolveCommand() *cobra.Command {
 		Long: `Say whether effects in doubt happened.
 
   --as done         it happened: the entity is done
-  --as not-applied  it surely did not: the entity is due again at once
+  --as not-applied  it surely did not: the entity is due again at once; a request, when
+                    its client sends it again
 
 Look at the world first. To say "not applied" of an effect that did happen is to have it
 twice. An entity that has changed since it was shown (another operator, a done-check) is
@@ -52,7 +53,11 @@ func (m *mutation) resolve(ctx context.Context, op *admin.Operator, s *openSelec
 		out.then = []string{"They will count as done for ever, and will not be done again unless forced."}
 	} else {
 		out.what += " as not applied"
-		out.then = []string{"Their effects will be had at once. If one of them did happen, it happens twice."}
+		when := "at once"
+		if shown.Requests {
+			when = "when their clients send them again"
+		}
+		out.then = []string{"Their effects will be had " + when + ". If one of them did happen, it happens twice."}
 	}
 	out.do = func(ctx context.Context) (*admin.Result, error) { return op.Resolve(ctx, shown, done, m.reason) }
 	return out, nil

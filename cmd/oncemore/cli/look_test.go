@@ -194,7 +194,7 @@ func TestWhatDeadWorkersLeftAndReportedLateIsListed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fatal(l.Register(ctx, kind, ""))
+	fatal(l.Declare(ctx, kind, ""))
 	w, err := l.Join(ctx, "anna", time.Hour, slog.New(slog.DiscardHandler))
 	fatal(err)
 	claims, err := l.Claim(ctx, kind, w.ID, []ledger.Candidate{{Want: ledger.Want{Entity: "1"}, Args: "{}"}, {Want: ledger.Want{Entity: "2"}, Args: "{}"}})

@@ -81,5 +81,8 @@ func endMissing(cmd *cobra.Command, output string, m *admin.MissingList) error {
 		fmt.Fprintf(w, "; the next page: --after %s", shellQuoted(m.Next))
 	}
 	fmt.Fprintln(w)
+	if m.Unknown != "" {
+		fmt.Fprintf(w, "%s: %s\n", m.Type, m.Unknown)
+	}
 	return nil
 }

@@ -15,7 +15,7 @@ func (p *program) retryCommand() *cobra.Command {
 It asks for another attempt and decides nothing: the worker that takes it decides as
 always, so that an effect which may have happened is repeated only as its class allows.
 What is in doubt is never touched: see 'doubt resolve'. What is missing was never tried:
-call it again.
+call it again. Requests have no attempts to be given: their clients send them again.
 
 Mend the cause first, and try a few: --all --class timeout --limit 10.`,
 		Args: cobra.MinimumNArgs(1), ValidArgsFunction: p.completeOpen((*admin.Operator).Retryable)}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -131,7 +132,15 @@ func (p *program) brakes(cmd *cobra.Command, action, verb string, do func(*admin
 	cmd.RunE = m.run(func(cmd *cobra.Command, _ []string, op *admin.Operator) (*proposal, error) {
 		var list *admin.List[admin.Run]
 		var set []admin.Brake
+		names := []string{""} // by which it may have been stopped: a type may have had several
 		err := reading(cmd.Context(), op.Pool, time.Minute, func(tx pgx.Tx) (err error) {
+			if *jobType != "" {
+				t, err := admin.FindType(cmd.Context(), tx, op.Set, *jobType)
+				if err != nil {
+					return err
+				}
+				*jobType, names = t.Name, t.Names
+			}
 			if set, err = admin.Brakes(cmd.Context(), tx); err != nil {
 				return err
 			}
@@ -155,20 +164,11 @@ func (p *program) brakes(cmd *cobra.Command, action, verb string, do func(*admin
 		}
 		out.what = verb + " " + what
 		out.Matched = 1
-		if action == "release" && !isSet(set, *jobType) {
+		if action == "release" && !slices.ContainsFunc(set, func(b admin.Brake) bool { return slices.Contains(names, b.Type) }) {
 			out.Matched = 0
 		}
 		out.do = func(ctx context.Context) (*admin.Result, error) { return do(op, ctx, *jobType, m.reason) }
 		return out, nil
 	}, func(*cobra.Command, []string) error { return nil })
 	return cmd
-}
-
-func isSet(bs []admin.Brake, jobType string) bool {
-	for _, b := range bs {
-		if b.Type == jobType {
-			return true
-		}
-	}
-	return false
 }

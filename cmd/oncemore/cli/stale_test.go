@@ -79,3 +79,30 @@ func TestWhatNewerCodeMakesStaleIsDoneAgainThoughThePreviewCannotKnow(t *testing
 		t.Errorf("what is in doubt: %+v", a)
 	}
 }
+
+// Who only asks is told so as well: "all is done" would be more than is known.
+func TestStatusAndMissingSayWhereTheyCannotKnowWhatNewerCodeMakesStale(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.DSN(t)
+	const unknown = "flyer: what newer code makes stale is not known here: that needs a program that has the jobs (cli.Options.Set)\n"
+	asks := func(o Options, told string, code int, want string, args ...string) {
+		t.Helper()
+		if a := call(t, o, append(args, "--database-url", dsn)...); a.code != code || !strings.Contains(a.err, want) || !strings.Contains(a.err, told) || told == "" && strings.Contains(a.err, "newer code") {
+			t.Errorf("%q: %+v", args, a)
+		}
+	}
+	stop := workingOn(t, dsn, flyers(0, 0))
+	asks(Options{}, "", 4, "flyer: 25 missing", "status", "--check") // of what was never done nothing is stale
+	asks(Options{}, "", 0, "25 of flyer missing", "missing", "flyer")
+	if a := call(t, Options{}, "rerun", "flyer", "--interval", "100ms", "--yes", "--watch", "--database-url", dsn); a.code != 0 {
+		t.Fatalf("%+v", a)
+	}
+	stop()
+	workingOn(t, dsn, flyers(1, 0))()
+
+	asks(Options{}, unknown, 0, "All is done", "status", "--check")
+	asks(Options{}, unknown, 0, "", "status", "--check", "-o", "json")
+	asks(Options{}, unknown, 0, "0 of flyer missing", "missing", "flyer")
+	asks(Options{Set: flyers(1, 0)}, "", 4, "flyer: 25 missing", "status", "--check")
+	asks(Options{Set: flyers(1, 0)}, "", 0, "25 of flyer missing", "missing", "flyer")
+}

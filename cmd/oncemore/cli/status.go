@@ -27,7 +27,8 @@ With --check the exit code says whether everything is done, for cron and CI:
 
 3 comes before 4. A job type whose source nobody here knows has nothing missing. Of a
 program with the application's jobs, their sources in Go are walked, and what no worker has
-registered yet counts too. Whether schedules stand still is told by 'doctor'.`}
+registered yet counts too, as does what a raised version of the code makes stale: without the
+jobs that is not known, and it is said where it could be. Whether schedules stand still is told by 'doctor'.`}
 	output := outputFlag(cmd, "table", "json")
 	check := cmd.Flags().Bool("check", false, "let the exit code say whether everything is done")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
@@ -49,12 +50,26 @@ registered yet counts too. Whether schedules stand still is told by 'doctor'.`}
 		} else {
 			err = writeStatus(cmd, s)
 		}
+		tellStale(cmd, s)
 		if err != nil || !*check {
 			return err
 		}
 		return checked(cmd, s)
 	})
 	return cmd
+}
+
+// tellStale names the types of which more may be to do than is counted, also where all seems done.
+func tellStale(cmd *cobra.Command, s *admin.Status) {
+	var types []string
+	for _, ty := range s.Types {
+		if ty.StaleUnknown {
+			types = append(types, ty.Type)
+		}
+	}
+	if len(types) > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", strings.Join(types, ", "), admin.NewerUnknown)
+	}
 }
 
 // checked is the verdict on s, as the error that has its exit code.
