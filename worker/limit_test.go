@@ -295,3 +295,27 @@ VALUES (101, 'living', now() + interval '1 hour', NULL), (102, 'declared dead', 
 		t.Errorf("then the living worker has %d permits, %v", n, err)
 	}
 }
+
+// A worker had all permits when it died. Whoever asks next has them, and nothing is left of it.
+func TestThePermitsOfADeadWorkerAreFree(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Repeatable, Policy: jobs.Policy{FleetLimit: jobs.Limit{Running: 4}},
+		Do: func(context.Context, letter) error { return nil }})
+	w := newWorker(t, pool, set, worker.Config{}) // opens the turnstile
+	mustExec(t, pool, `INSERT INTO oncemore.worker (id, name, expires) OVERRIDING SYSTEM VALUE
+VALUES (101, 'about to die', now() + interval '1 hour'), (102, 'living', now() + interval '1 hour')`)
+	if n, err := w.Negotiate(t.Context(), "letter", 101, 0, 9); err != nil || n != 4 {
+		t.Fatalf("the first worker gets %d permits, %v", n, err)
+	}
+	if n, err := w.Negotiate(t.Context(), "letter", 102, 0, 9); err != nil || n != 0 {
+		t.Errorf("while it lives the other gets %d permits, %v", n, err)
+	}
+	mustExec(t, pool, `UPDATE oncemore.worker SET dead_at = now() WHERE id = 101`)
+	if n, err := w.Negotiate(t.Context(), "letter", 102, 0, 9); err != nil || n != 4 {
+		t.Errorf("when it is dead the other gets %d permits, %v", n, err)
+	}
+	if !ask(t, pool, `SELECT bool_and(worker = 102) FROM oncemore.permit`) {
+		t.Error("the dead has permits still")
+	}
+}
