@@ -135,6 +135,7 @@ INSERT INTO oncemore.result (expires_at, epoch, job_type, entity, value) VALUES 
 INSERT INTO oncemore.response (expires_at, epoch, job_type, status, entity, headers, body) VALUES (now(), 0, 1, 200, 'WHO', '{}', 'hi WHO');
 INSERT INTO oncemore.schedule_tick (tick, at, schedule, outcome, job_type, entity) VALUES (now() + random() * interval '1 day', now(), 'daily', 'started', 'welcome', 'WHO');
 INSERT INTO oncemore.audit (entities, actor, action, job_type, sample) VALUES (2, 'carl', 'retry', 'welcome', '{WHO,x}');
+INSERT INTO oncemore.audit (entities, actor, action, job_type, sample) VALUES (2, 'carl', 'drop', '', '{17 greet WHO,18 other x}');
 WITH r AS (INSERT INTO oncemore.run (parent_type, parent_entity, job_type, ended_at, cursor) VALUES (1, 'WHO', 1, now(), 'WHO') RETURNING id),
      p AS (INSERT INTO oncemore.run_pack (run, pack, entities, args) SELECT id, 0, '{WHO}', '{"{\"to\":\"WHO\"}"}' FROM r)
 INSERT INTO oncemore.run_event (run, kind, detail) SELECT id, 'opened', 'for WHO' FROM r;

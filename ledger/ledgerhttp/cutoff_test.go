@@ -127,6 +127,37 @@ func TestACheckThatAShutdownInterruptsIsAskedAgain(t *testing.T) {
 	s.tally(1, 1, 1)
 }
 
+// A Check that gives up by itself, since its time is over, could not tell. The operator must know.
+func TestACheckThatTakesTooLongIsADoubt(t *testing.T) {
+	s := newShop(t)
+	slow := func(_ http.ResponseWriter, r *http.Request) (bool, error) {
+		<-r.Context().Done()
+		return false, r.Context().Err()
+	}
+	s.guard(ledgerhttp.Operation{Effect: ledger.Verifiable(0), Check: slow, Timeout: time.Second}, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusGatewayTimeout)
+	})
+	s.post("k", "tea")
+	s.want("the next", s.post("k", "tea").said(), "409 outcome-unknown")
+	s.want("listed", s.count(`SELECT count(*) FROM oncemore.claim WHERE trouble = 'in_doubt'`), 1)
+}
+
+// It says at last that nothing was done, and no time is left to do it.
+func TestACheckThatLeavesNoTimeIsToldAsThat(t *testing.T) {
+	s := newShop(t)
+	slow := func(_ http.ResponseWriter, r *http.Request) (bool, error) {
+		<-r.Context().Done()
+		return false, nil
+	}
+	s.guard(ledgerhttp.Operation{Effect: ledger.Verifiable(0), Check: slow, Timeout: time.Second, Wait: 30 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
+		s.charge(discard{http.Header{}}, r)
+		w.WriteHeader(http.StatusGatewayTimeout)
+	})
+	s.post("k", "tea")
+	s.want("the next", s.post("k", "tea").said(), "503 unavailable")
+	s.want("charges", s.count(`SELECT count(*) FROM orders`), 1)
+}
+
 // What a Check says of an earlier attempt is not said of the one that follows.
 func TestThatAnEarlierAttemptLeftNothingIsNotSaidOfTheNext(t *testing.T) {
 	s := newShop(t)
@@ -164,7 +195,7 @@ func TestADoubtKeepsWhatTheHandlerSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.want("listed", listed, "in_doubt: answered 504")
-	s.want("attempts", s.count(`SELECT count(*) FROM oncemore.attempt`), 1)
+	s.want("doubts since", s.count(`SELECT count(*) FROM oncemore.attempt WHERE outcome = 'in_doubt' AND error_class = 'http' AND error = 'answered 504'`), 1)
 }
 
 // Whoever authenticates by a field of the form reads the body. Requests that differ in it would be
@@ -173,7 +204,7 @@ func TestABodyThatWasReadBeforeIsNotTakenForAnEmptyOne(t *testing.T) {
 	pool := newShop(t).pool
 	for name, read := range map[string]func(*http.Request){
 		"a form": func(r *http.Request) { r.FormValue("token") },
-		"all":    func(r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
+		"all":    func(r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); _ = r.Body.Close() },
 	} {
 		keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Log: quiet(), Scope: func(r *http.Request) (string, error) {
 			read(r)
@@ -187,6 +218,8 @@ func TestABodyThatWasReadBeforeIsNotTakenForAnEmptyOne(t *testing.T) {
 		s.guard(ledgerhttp.Operation{}, order)
 		form := with("Content-Type", "application/x-www-form-urlencoded")
 		s.want(name, s.post("k", "token=7&item=tea", form).said(), "500 request-consumed")
+		chunked := func(r *http.Request) { r.ContentLength = -1 }
+		s.want(name+", chunked", s.post("k", "token=7&item=tea", form, chunked).said(), "500 request-consumed")
 		s.want("no body", s.post("none", "", form).status, http.StatusCreated)
 	}
 }

@@ -67,7 +67,7 @@ func (g *guarded) giveBack(ctx context.Context, req *request, lease *ledger.Leas
 // a late commit then resolves.
 func (g *guarded) listDoubt(ctx context.Context, req *request, lease *ledger.Lease, o *ledger.Open) (listed bool, err error) {
 	out := &ledger.Outcome{Want: req.want, State: ledger.Unclear, Fence: o.Fence, Attempts: o.Attempts, Class: "http"}
-	if o.Abandoned() { // else what its handler answered is known, and stays
+	if out.Error = o.Error; o.Abandoned() || o.Error == "" { // else what its handler answered is known
 		out.Error = "its process died over it"
 	}
 	err = g.ledger.RunBatch(ctx, func(b *pgx.Batch) {
@@ -119,7 +119,7 @@ func (at *attempt) make() (outcome, error) {
 		defer removeForm(r)
 		done, err := at.check(rec, r)
 		switch {
-		case err != nil && ctx.Err() != nil: // it was not let finish, which is no answer
+		case err != nil && !at.lease.Alive(): // it was not let finish, which is no answer
 			ended = true
 			return at.leave(ledger.Returned, true, "", nil)
 		case err != nil:
@@ -143,7 +143,12 @@ func (at *attempt) make() (outcome, error) {
 	// effect did not happen.
 	if !at.lease.Alive() || ctx.Err() != nil {
 		ended = true
-		return at.leave(ledger.Returned, true, "", nil)
+		out, err := at.leave(ledger.Returned, true, "", nil)
+		if err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			at.log.Error("request not brought to its end", "operation", at.op.Name, "entity", at.req.want.Entity, "error", "its Check took all of its Timeout")
+			out = unavailable.outcome()
+		}
+		return out, err
 	}
 	c.absent.Store(false) // what Check said of it was of an earlier attempt
 	a, err := at.run(ctx, at.req)

@@ -118,10 +118,13 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 			return nil, &p
 		}
 	}
+	before := &watched{ReadCloser: r.Body}
+	r.Body = before
 	scope, p := g.caller(r)
 	if p != nil {
 		return nil, p
 	}
+	r.Body = before.ReadCloser
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.op.MaxRequest))
 	if err != nil {
 		p := unreadable
@@ -130,9 +133,9 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 		}
 		return nil, &p
 	}
-	if len(body) == 0 && (r.ContentLength > 0 || len(r.PostForm) > 0 || r.MultipartForm != nil) {
+	if key != "" && (before.read || len(body) == 0 && (r.ContentLength > 0 || len(r.PostForm) > 0 || r.MultipartForm != nil)) {
 		// Two requests with different bodies would be taken for the same one.
-		g.log.Error("request refused: its body was read before it came here, by Scope or by a middleware around the operation; let them restore it", "operation", g.op.Name)
+		g.log.Error("request refused: its body was read before it was compared, by Scope or by a middleware around the operation; let them restore it", "operation", g.op.Name)
 		return nil, &consumed
 	}
 	req := &request{Request: r, key: key, body: body}
@@ -144,6 +147,20 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 	}
 	return req, nil
 }
+
+// A watched body tells whether somebody has read of it, and is not closed by them.
+type watched struct {
+	io.ReadCloser
+	read bool
+}
+
+func (b *watched) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.read = b.read || n > 0
+	return n, err
+}
+
+func (*watched) Close() error { return nil }
 
 // caller asks the app whose r is.
 func (g *guarded) caller(r *http.Request) (scope string, p *problem) {

@@ -178,7 +178,7 @@ func (s *Story) next(t *Type) string {
 	case s.Reason == ledger.Done:
 		return "Nothing more: it is done, and another call is skipped."
 	case t.Requests && s.open == nil:
-		return "It is not done: no request of this key has come, or what it did was undone."
+		return "It is not done: no request of this key has come, or what it did was undone, or its transaction goes on."
 	case t.Requests:
 		return sentence(s.open.Next)
 	}
