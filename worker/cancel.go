@@ -28,13 +28,15 @@ func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, wh
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// A message with an entity that is open is left: it may be what carries that on.
+// A message with an entity that is open is left: it may be what carries that on. What has failed
+// needs no carrier: it is called again, or listed as before.
 const withdrawSQL = `
 /* message: withdraw */
 DELETE FROM oncemore.message m WHERE m.id = ANY (ARRAY(
     SELECT w.id FROM oncemore.message w
     WHERE w.run = $1 AND w.type = $2 AND coalesce(w.lock, 0) = 0
-    AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $3 AND c.entity = e.entity COLLATE "C")
+    AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $3 AND c.entity = e.entity COLLATE "C"
+                    WHERE c.trouble IS DISTINCT FROM 'failed')
     FOR UPDATE OF w SKIP LOCKED))`
 
 // Each entity is looked for by primary key, whatever the statistics say of the claims, which come

@@ -316,3 +316,115 @@ func TestWhatFailsAfterAPausedRunWasCancelledIsTriedAgain(t *testing.T) {
 	eventuallyRow(t, pool, "the letter is written", `SELECT count(*) = 1 AND NOT `+heldBack+` FROM oncemore.ledger`)
 	mustStop(t, w)
 }
+
+// Of each pack one letter had failed before. The call that tries them again is the wrong one, and
+// is cancelled: what had failed carries nothing on, so the packs are taken back, and it is listed
+// as before.
+func TestACancelledRunTakesBackWhatHadFailedAsWell(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, `CREATE TABLE named AS SELECT n FROM generate_series(2, 1000, 2) n`)
+	var up atomic.Bool
+	g := newGate()
+	set := newSet(t, mailingOf(`SELECT n::text AS entity, n FROM named ORDER BY n`),
+		jobs.Job[letter]{Effect: jobs.Repeatable, Policy: jobs.Policy{PackSize: 2, Limit: jobs.Limit{Running: 4}}, Do: func(ctx context.Context, l letter) error {
+			if !up.Load() {
+				return jobs.Permanent(errTrouble)
+			}
+			return g.pass(ctx, l.Entity())
+		}})
+	w := begin(t, pool, set, quietly(t))
+	enqueue(t, pgq(pool), mailing{1})
+	if got := awaitRun(t, pool, 1); got != "ended, complete=f, failed 500, in doubt 0, not ready 0" {
+		t.Fatalf("the first call: %s", got)
+	}
+	up.Store(true)
+	mustExec(t, pool, `INSERT INTO named SELECT n FROM generate_series(1, 1000, 2) n`)
+	enqueue(t, pgq(pool), mailing{1})
+	within(t, "a letter is being worked", g.entered)
+	wrong := count(t, pool, `SELECT max(id) FROM oncemore.run`)
+	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, wrong, "wrong text") })
+	eventually(t, "the run has ended", func() bool {
+		return ask(t, pool, `SELECT cancelled AND ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, wrong)
+	})
+	close(g.open)
+	eventuallyRow(t, pool, "what was begun is done", quiet)
+	mustStop(t, w)
+	if n := count(t, pool, `SELECT count(*) FROM oncemore.ledger WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'letter')`); n > 700 { // a worker has at most some hundred packs in hand
+		t.Errorf("%d letters of the cancelled run were written", n)
+	}
+	if !ask(t, pool, `SELECT count(*) >= 50 AND bool_and(trouble = 'failed') FROM oncemore.claim`) {
+		t.Error("what had failed is not listed any more")
+	}
+}
+
+// The visit that is under way when the run is cancelled is the last that is tried, and it fails.
+func TestARunEndsThatIsCancelledDuringTheLastVisitThatIsTried(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	reading := newGate()
+	src := jobs.Seq(func(ctx context.Context, after string) iter.Seq2[letter, error] {
+		return func(yield func(letter, error) bool) {
+			if after != "" {
+				_ = reading.pass(ctx, "the rest")
+				yield(letter{}, errTrouble)
+				return
+			}
+			for n := 100_000; n < 110_000; n++ {
+				if !yield(letter{n}, nil) {
+					return
+				}
+			}
+		}
+	})
+	set := newSet(t, jobs.Job[mailing]{Policy: jobs.Policy{Attempts: 1}, FanOut: func(mailing) jobs.Source { return src }},
+		jobs.Job[letter]{Effect: jobs.Repeatable, Do: func(context.Context, letter) error { return nil }})
+	enqueue(t, pgq(pool), mailing{1})
+	w := begin(t, pool, set, quietly(t))
+	within(t, "the rest of the source is read", reading.entered)
+	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, 1, "wrong text") })
+	close(reading.open)
+	eventuallyRow(t, pool, "the run has ended", `SELECT cancelled AND ended_at IS NOT NULL FROM oncemore.run`)
+	eventuallyRow(t, pool, "nothing is left", quiet)
+	mustStop(t, w)
+}
+
+// A provider is down, so the run is paused. Its done-check answers meanwhile: it was not done. The
+// next attempt is the run's, and waits with it.
+func TestAPausedRunBeginsNothingThatADoneCheckHasFound(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var knows atomic.Bool
+	var tried tally
+	g := newGate()
+	set := newSet(t, mailingOf(`SELECT n::text AS entity, n FROM generate_series(1, 2) n`),
+		jobs.Job[letter]{Effect: jobs.Verifiable(0), Policy: jobs.Policy{PackSize: 1, Backoff: quickly},
+			Done: func(_ context.Context, l letter) (bool, error) {
+				if l.N == 1 && tried.of("1") == 1 && !knows.Load() {
+					return false, errTrouble
+				}
+				return false, nil
+			},
+			Do: func(ctx context.Context, l letter) error {
+				tried.add(l.Entity())
+				if l.N == 1 && tried.of("1") == 1 {
+					return errTrouble
+				}
+				return g.pass(ctx, l.Entity())
+			}})
+	w := begin(t, pool, set, worker.Config{Recheck: 20 * time.Millisecond})
+	enqueue(t, pgq(pool), mailing{7})
+	eventually(t, "one is in doubt", func() bool { return standing(t, pool, "1") == "in_doubt 1" })
+	mustExec(t, pool, `UPDATE oncemore.run SET started_at = started_at - interval '1 hour'`) // so its visits are rare
+	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.PauseRun(ctx, tx, 1, "the provider is down") })
+	knows.Store(true)
+	eventually(t, "the check has found out", func() bool { return standing(t, pool, "1") != "in_doubt 1" })
+	eventuallyRow(t, pool, "its message is held back", `SELECT `+heldBack)
+	if n := tried.of("1"); n != 1 {
+		t.Errorf("it was tried %d times, and the run is paused", n)
+	}
+	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.ResumeRun(ctx, tx, 1) })
+	close(g.open)
+	eventuallyRow(t, pool, "all is done", `SELECT count(*) = 2 FROM oncemore.ledger l JOIN oncemore.job_type t ON t.id = l.job_type WHERE t.name = 'letter'`)
+	mustStop(t, w)
+}

@@ -69,8 +69,7 @@ func ResumeRun(ctx context.Context, tx pgx.Tx, run int64) error {
 // failed again, as before. What is being worked, and what waits for another attempt, goes on.
 //
 // It needs neither the run's source nor its turn: a run whose visits were given up is visited
-// once more, and one that is to begin later ends now. Where a visit that is under way at this
-// moment turns out to be the last that is tried, the run stays until it is cancelled again.
+// once more, and one that is to begin later ends now.
 func CancelRun(ctx context.Context, tx pgx.Tx, run int64, why string) error {
 	err := control(ctx, tx, run, func(b *pgx.Batch) {
 		b.Queue(wantSQL+`cancelled = $2`+ofRun, run, why)

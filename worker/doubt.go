@@ -10,6 +10,7 @@ import (
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
+	"github.com/oncemore-jobs/oncemore/queue"
 )
 
 // recheck asks the done-checks again about what is in doubt: a provider that could not be
@@ -138,7 +139,13 @@ func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Ve
 		if v.Done {
 			return nil
 		}
-		return l.pg.Tx(tx).Send(ctx, k.carrier(o))
+		m := k.carrier(o)
+		if err := l.pg.Tx(tx).Send(ctx, m); err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		holdSent(b, []queue.Message{m})
+		return tx.SendBatch(ctx, b).Close()
 	})
 }
 

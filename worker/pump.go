@@ -330,13 +330,14 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 
 const (
 	// A message that names an entity which has neither failed nor waits for another attempt. What
-	// had failed before the run is listed as that until it is tried: it has no attempts then.
+	// had failed before the run is listed as that until it is tried: it has no attempts then, and
+	// its message was never put off, as it is when it is not ready.
 	canaryFreshSQL = `
 SELECT EXISTS (
     SELECT FROM oncemore.message m CROSS JOIN LATERAL unnest(m.entities) AS e(entity)
     WHERE m.run = $1 AND m.type = $2
     AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C"
-                    AND c.trouble IS NOT NULL AND NOT (c.trouble = 'failed' AND c.attempts = 0)))`
+                    AND c.trouble IS NOT NULL AND NOT (c.trouble = 'failed' AND c.attempts = 0 AND m.deferred = 0)))`
 
 	canarySQL = `
 SELECT count(*) FILTER (WHERE c.trouble IS NOT NULL AND (l.entity IS NULL OR c.epoch > l.epoch)),

@@ -136,6 +136,25 @@ func TestACanaryOfWhatHadFailedIsJudgedWhenItHasBeenTriedAgain(t *testing.T) {
 	mustStop(t, w)
 }
 
+// What had failed is called again, and is not ready: it is put off, and the canary is not kept
+// waiting until it is.
+func TestACanaryOfWhatHadFailedAndIsNotReadyStopsTheRun(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var again atomic.Bool
+	letters := lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 20) n ORDER BY n`, func(context.Context, letter) error { return jobs.Permanent(errTrouble) })
+	letters.Ready = func(context.Context, letter) (bool, error) { return !again.Load(), nil }
+	w := begin(t, pool, newSet(t, letters), quietly(t))
+	rerun(t, pool, worker.Order{Type: "letter"})
+	awaitRun(t, pool, 1)
+	again.Store(true)
+	opened := rerun(t, pool, worker.Order{Type: "letter", Selection: plan.Selection{Reasons: []ledger.Reason{ledger.Failed}}, Canary: 5})
+	eventually(t, "the canary has stopped the run", func() bool {
+		return ask(t, pool, `SELECT EXISTS (SELECT FROM oncemore.run_control WHERE run = $1 AND paused LIKE 'canary: 5 of the first 5 failed%')`, opened.Run)
+	})
+	mustStop(t, w)
+}
+
 // Facts of an older version of the code say nothing about how the first have fared.
 func TestACanaryIsNotJudgedByFactsOfAnOlderVersion(t *testing.T) {
 	t.Parallel()

@@ -258,7 +258,7 @@ func whileHeld(t *testing.T, effect jobs.Effect, story func(t *testing.T, h *hel
 			var once sync.Once
 			named := jobs.SQL[letter](`SELECT n::text AS entity, n FROM generate_series(1, 2000) n`)
 			set := newSet(t, jobs.Job[mailing]{FanOut: func(mailing) jobs.Source { return named }},
-				jobs.Job[letter]{Effect: effect, Source: named, Policy: jobs.Policy{PackSize: 2}, Do: func(ctx context.Context, l letter) error {
+				jobs.Job[letter]{Effect: effect, Source: named, Policy: jobs.Policy{PackSize: 2, Limit: jobs.Limit{Running: 4}}, Do: func(ctx context.Context, l letter) error {
 					h.worked.add(l.Entity())
 					once.Do(func() { close(begun) })
 					select {
@@ -268,9 +268,7 @@ func whileHeld(t *testing.T, effect jobs.Effect, story func(t *testing.T, h *hel
 						return ctx.Err()
 					}
 				}})
-			config := quietly(t)
-			config.Slots = 4
-			h.worker = begin(t, h.pool, set, config)
+			h.worker = begin(t, h.pool, set, quietly(t))
 			if name == "a fan-out" {
 				enqueue(t, pgq(h.pool), mailing{1})
 			} else {

@@ -106,7 +106,14 @@ func (l *life) conclude(it *item, err error, what string, story func() string) {
 	case errors.Is(err, errNotOurs):
 		l.outrun(it)
 	case err != nil:
-		l.judge(it, fmt.Errorf("visit %s: %w", what, err))
+		err = fmt.Errorf("visit %s: %w", what, err)
+		if child, _ := l.cancelledChild(l.record, it); child != nil {
+			// The next visit ends it, and needs nothing of what failed here. Were this the last that is
+			// tried, nobody would.
+			l.finish(it, ledger.Returned, err)
+			return
+		}
+		l.judge(it, err)
 	default:
 		it.end.note = story()
 		l.endItem(it)

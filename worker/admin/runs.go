@@ -301,9 +301,11 @@ FROM oncemore.ledger l WHERE l.completed_at >= clock_timestamp() - interval '60 
 	historySQL = `
 SELECT e.at, e.kind, e.detail FROM (SELECT * FROM oncemore.run_event WHERE run = $1 ORDER BY id DESC LIMIT 100) e ORDER BY e.id`
 
+	// What the run has called again is none of its failures before it is tried, or the run has ended.
 	runFailuresSQL = `
 SELECT c.entity, c.trouble, coalesce(a.error_class, ''), coalesce(left(c.error, 200), '')
-FROM (SELECT * FROM oncemore.claim c WHERE c.job_type = $2 AND c.run = $1 AND c.owner IS NULL AND c.trouble IN ('failed', 'in_doubt') ORDER BY c.entity LIMIT 10) c
+FROM (SELECT * FROM oncemore.claim c WHERE c.job_type = $2 AND c.run = $1 AND c.owner IS NULL AND c.trouble IN ('failed', 'in_doubt')
+      AND (c.trouble <> 'failed' OR c.attempts > 0 OR EXISTS (SELECT FROM oncemore.run r WHERE r.id = $1 AND r.ended_at IS NOT NULL)) ORDER BY c.entity LIMIT 10) c
 LEFT JOIN LATERAL (SELECT a.error_class ` + lastAttempt + `) a ON true
 ORDER BY c.entity`
 )
