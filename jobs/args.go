@@ -1,15 +1,12 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"hash/fnv"
 	"strconv"
 	"strings"
 
-	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 )
 
@@ -19,6 +16,12 @@ import (
 // JobType is for ever, must not depend on the value, and must work on the zero value.
 // Entity is made from the value's fields alone; (JobType, Entity) is the identity of
 // the work, and the rest of the fields say how to do it. See [Key].
+//
+// Work that is open or done has the fingerprint of its arguments, and the same work with another
+// one is a conflict. The fingerprint is of the JSON, with the members in the order of their names:
+// moving fields, or giving them other names in Go where their JSON names stay, changes nothing. A
+// new field needs omitempty or omitzero in its JSON tag: else all that is open or done was asked
+// for with other arguments.
 type Args interface {
 	JobType() string
 	Entity() string
@@ -27,28 +30,11 @@ type Args interface {
 // Sourced args are made from something that changes. SourceVersion is an ordered number
 // of it (a revision, a time in µs) as it was when the args were made; work whose number
 // is greater than the fact's is done again. It must travel in the JSON field
-// source_version, which is not part of the fingerprint.
+// source_version, which is not part of the fingerprint. What was done before its args were
+// Sourced has no number: any that is greater than 0 has it done again.
 type Sourced interface {
 	Args
 	SourceVersion() int64
-}
-
-// Key joins parts to an entity, as Key(234, 17) = "234/17". A slash or percent sign
-// inside a part is escaped, so that different parts never make the same key. SQL makes
-// the same text by event_id || '/' || invitee_id, where the parts are numbers.
-func Key(parts ...any) string {
-	var b strings.Builder
-	for i, p := range parts {
-		if i > 0 {
-			b.WriteByte('/')
-		}
-		if s, ok := p.(string); ok {
-			b.WriteString(ledger.KeyPart(s))
-			continue
-		}
-		fmt.Fprint(&b, p)
-	}
-	return b.String()
 }
 
 // Enqueue sends one message per args. With a queue's Tx it is part of the caller's
@@ -68,7 +54,8 @@ func Enqueue[A Args](ctx context.Context, to queue.Sender, args ...A) error {
 }
 
 // NewItem encodes args as an item of a message. A panic of their own code (Entity, say, of a
-// field that was left out) is an error that wraps [queue.ErrInvalid].
+// field that was left out) is an error that wraps [queue.ErrInvalid], and so is a key of what
+// can be no part of one.
 func NewItem(a Args) (it queue.Item, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -79,13 +66,17 @@ func NewItem(a Args) (it queue.Item, err error) {
 	if err != nil {
 		return queue.Item{}, fmt.Errorf("%w: encode %s %q: %w", queue.ErrInvalid, a.JobType(), a.Entity(), err)
 	}
-	return queue.Item{Entity: a.Entity(), Args: raw}, nil
+	it = queue.Item{Entity: a.Entity(), Args: raw}
+	if strings.Contains(it.Entity, noPart) {
+		return queue.Item{}, fmt.Errorf("encode %s: %w", a.JobType(), queue.CheckName("entity", it.Entity))
+	}
+	return it, nil
 }
 
 // Input is one decoded item.
 type Input struct {
 	Args          Args
-	Fingerprint   int64 // of everything but the source version
+	Fingerprint   int64 // of everything but the source version; see [Args]
 	SourceVersion int64
 }
 
@@ -109,19 +100,20 @@ func decode[A Args](jobType, entity string, raw []byte) (in Input, err error) {
 		return Input{}, fmt.Errorf("the arguments are of entity %q, the message is of %q", got, entity)
 	}
 	in = Input{Args: a}
-	// Encoded anew, so that spaces, the order of fields and fields that A does not know
-	// make no difference: a query, a Go producer and one in another language agree.
-	canonical, err := json.Marshal(a)
+	// Encoded anew, so that spaces and fields that A does not know make no difference: a query,
+	// a Go producer and one in another language agree. And in an order that is not that of the
+	// Go code, so that the programs before and behind a deploy agree as well.
+	encoded, err := json.Marshal(a)
 	if err != nil {
 		return Input{}, fmt.Errorf("the arguments of %s do not encode again: %w", jobType, err)
 	}
+	leave := ""
 	if s, ok := any(a).(Sourced); ok {
-		in.SourceVersion = s.SourceVersion()
-		if canonical, err = without(canonical, sourceVersion); err != nil {
-			return Input{}, fmt.Errorf("the arguments of %s: %w", jobType, err)
-		}
+		in.SourceVersion, leave = s.SourceVersion(), sourceVersion
 	}
-	in.Fingerprint = fingerprint(canonical)
+	if in.Fingerprint, err = fingerprint(encoded, leave); err != nil {
+		return Input{}, fmt.Errorf("the arguments of %s: %w", jobType, err)
+	}
 	return in, nil
 }
 
@@ -136,26 +128,4 @@ func AtSource(args []byte, version int64) ([]byte, error) {
 	}
 	fields[sourceVersion] = strconv.AppendInt(nil, version, 10)
 	return json.Marshal(fields)
-}
-
-// without removes a field of a JSON object, and sorts the others.
-func without(object []byte, field string) ([]byte, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(object, &fields); err != nil {
-		return nil, fmt.Errorf("are not a JSON object: %w", err)
-	}
-	delete(fields, field)
-	return json.Marshal(fields)
-}
-
-// fingerprintRule is the upper byte of every fingerprint: the ledger compares only those
-// of the same rule. Raise it when the rule changes.
-const fingerprintRule = 1
-
-// fingerprint is 56 bits of FNV-1a over the canonical arguments. It tells other arguments
-// apart, not hostile ones.
-func fingerprint(canonical []byte) int64 {
-	h := fnv.New64a()
-	h.Write(bytes.TrimSpace(canonical))
-	return fingerprintRule<<56 | int64(h.Sum64()>>8)
 }

@@ -142,7 +142,7 @@ func FuzzEqualArgumentsHaveOneFingerprint(f *testing.F) {
 			if err != nil {
 				t.Fatalf("%s: %v", raw, err)
 			}
-			if in.Fingerprint>>56 != 1 {
+			if in.Fingerprint>>56 != 2 {
 				t.Errorf("%s: the fingerprint %x does not name its rule", raw, in.Fingerprint)
 			}
 			return in
