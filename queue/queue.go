@@ -130,6 +130,27 @@ type Drainer interface {
 // Check returns an error that wraps [ErrInvalid] and says which limit a message
 // breaks. Backends call it in Send.
 func (m *Message) Check() error {
+	if err := m.CheckHead(); err != nil {
+		return err
+	}
+	total := 0
+	for i := range m.Items {
+		it := &m.Items[i]
+		if err := it.Check(); err != nil {
+			return fmt.Errorf("%s: %w", m.Type, err)
+		}
+		total += len(it.Entity) + len(it.Args)
+	}
+	if total > MaxBytes {
+		return fmt.Errorf("%w: a message of %s takes %d bytes, allowed are %d; send fewer items in it", ErrInvalid, m.Type, total, MaxBytes)
+	}
+	return nil
+}
+
+// CheckHead is the part of Check that is not about any one item. A backend whose messages
+// others write calls it for what it received: a bad item is the worker's to set aside, by
+// [Item.Check], and takes nothing from its neighbours.
+func (m *Message) CheckHead() error {
 	if err := CheckName("job type", m.Type); err != nil {
 		return err
 	}
@@ -145,23 +166,21 @@ func (m *Message) Check() error {
 	if len(m.Trace) > MaxTrace || !storable(m.Trace) {
 		return fmt.Errorf("%w: %s has the traceparent %.40q", ErrInvalid, m.Type, m.Trace)
 	}
-	total := 0
-	for _, it := range m.Items {
-		if err := CheckName("entity", it.Entity); err != nil {
-			return fmt.Errorf("%s: %w", m.Type, err)
-		}
-		if len(it.Args) > MaxArgs {
-			return fmt.Errorf("%w: the arguments of %s %q take %d bytes, allowed are %d; send an id and keep the rest in the database",
-				ErrInvalid, m.Type, it.Entity, len(it.Args), MaxArgs)
-		}
-		// json.Valid lets through bytes that are not UTF-8.
-		if !json.Valid(it.Args) || !utf8.Valid(it.Args) {
-			return fmt.Errorf("%w: the arguments of %s %q are not JSON in UTF-8", ErrInvalid, m.Type, it.Entity)
-		}
-		total += len(it.Entity) + len(it.Args)
+	return nil
+}
+
+// Check returns an error that wraps [ErrInvalid] and says which limit an item breaks.
+func (it *Item) Check() error {
+	if err := CheckName("entity", it.Entity); err != nil {
+		return err
 	}
-	if total > MaxBytes {
-		return fmt.Errorf("%w: a message of %s takes %d bytes, allowed are %d; send fewer items in it", ErrInvalid, m.Type, total, MaxBytes)
+	if len(it.Args) > MaxArgs {
+		return fmt.Errorf("%w: the arguments of %q take %d bytes, allowed are %d; send an id and keep the rest in the database",
+			ErrInvalid, it.Entity, len(it.Args), MaxArgs)
+	}
+	// json.Valid lets through bytes that are not UTF-8.
+	if !json.Valid(it.Args) || !utf8.Valid(it.Args) {
+		return fmt.Errorf("%w: the arguments of %q are not JSON in UTF-8", ErrInvalid, it.Entity)
 	}
 	return nil
 }

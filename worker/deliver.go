@@ -148,9 +148,9 @@ func appendMany(tasks [][]*item, it *item) [][]*item {
 	return append(tasks, []*item{it})
 }
 
-// decode reads the items of ps. Undecodable input and other arguments for an entity that
-// is in the same parcel already are kept aside; the other items of their message are not
-// touched by that.
+// decode reads the items of ps. Input that is undecodable or breaks a limit, which not every
+// queue's producers are held to, and other arguments for an entity that is in the same parcel
+// already are kept aside; the other items of their message are not touched by that.
 func (l *life) decode(ps []*parcel) []*item {
 	n := 0
 	for _, p := range ps {
@@ -168,7 +168,7 @@ func (l *life) decode(ps []*parcel) []*item {
 			it := &storage[0]
 			storage = storage[1:]
 			it.parcel, it.Entity, it.raw = p, raw.Entity, raw.Args
-			err := queue.CheckName("entity", raw.Entity)
+			err := raw.Check()
 			var in jobs.Input
 			if err == nil {
 				in, err = p.kind.Decode(raw.Entity, raw.Args)

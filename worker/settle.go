@@ -415,6 +415,10 @@ func queueParked(b *pgx.Batch, items []*item) {
 	}
 }
 
+// mostParked is how many bytes of input are kept: all of a message of SQS, which is gone from
+// there when it is set aside. A message of Postgres has less.
+const mostParked = 1 << 20
+
 func park(b *pgx.Batch, reason, jobType, entity, body string, epoch int64, err error) {
 	digest := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s", reason, jobType, entity, body))
 	text := "unknown"
@@ -422,7 +426,7 @@ func park(b *pgx.Batch, reason, jobType, entity, body string, epoch int64, err e
 		text = err.Error()
 	}
 	b.Queue(parkSQL, reason, ledger.Sanitize(jobType, queue.MaxEntity), ledger.Sanitize(entity, queue.MaxEntity),
-		ledger.Sanitize(body, queue.MaxArgs), ledger.Sanitize(text, 2000), digest[:], epoch)
+		ledger.Sanitize(body, mostParked), ledger.Sanitize(text, 2000), digest[:], epoch)
 }
 
 const parkSQL = `

@@ -63,6 +63,18 @@ var doorMutants = []mutant{
 		old:   `	if len(kinds) > 0 {`,
 		new:   `	if len(kinds) > 1000 {`,
 		tests: "./ledger/ledgerhttp DeadLeftBeside",
+	}, {
+		lacks: "the last look at the lease at the door",
+		file:  "ledger/ledgerhttp/outside.go",
+		old:   `	if !at.lease.Alive() || ctx.Err() != nil {`,
+		new:   `	if false {`,
+		tests: "./ledger/ledgerhttp DuringWhichTheLeaseHasEnded",
+	}, {
+		lacks: "the difference between silence and success at the door",
+		file:  "ledger/ledgerhttp/serve.go",
+		old:   `	if rec.status == 0 && ctx.Err() != nil {`,
+		new:   `	if false {`,
+		tests: "./ledger/ledgerhttp CutOffAndSaysNothing",
 	},
 }
 

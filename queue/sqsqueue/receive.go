@@ -112,6 +112,7 @@ func (q *Queue) Receive(ctx context.Context, max int, _ []string) ([]queue.Deliv
 		p.mu.Lock()
 		if gathered {
 			p.hot = false // those that still wait in SQS find nothing there, or are slow
+			gather = nil  // another Receive may have taken what had come: then it begins anew
 		}
 		if expired {
 			return p.take(max), nil
@@ -325,7 +326,11 @@ func (q *Queue) delivery(m *types.Message, now time.Time) queue.Delivery {
 	}
 	var err error
 	if d.Message, err = q.decodeSafely(raw); err == nil {
-		err = d.Message.Check()
+		// Of many items one that is bad is the worker's to set aside: the whole message would
+		// be taken out of the queue with the good ones in it.
+		if err = d.Message.CheckHead(); err == nil && len(d.Items) == 1 {
+			err = d.Items[0].Check()
+		}
 	}
 	d.Delay = 0
 	if err != nil {

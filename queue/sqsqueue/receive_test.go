@@ -256,6 +256,36 @@ func TestWhatIsReceivedForASlowWorkerIsReceivedOnce(t *testing.T) {
 	})
 }
 
+// One Receive waits for more than has come, and another one takes that. What comes then is no
+// less in time.
+func TestWhatComesAfterAnotherReceiveHasTakenTheFirstIsReceivedInTime(t *testing.T) {
+	bubble(t, "q", nil, sqsqueue.Options{}, func(t *testing.T, _ *sqsfake.Fake, q *sqsqueue.Queue) {
+		ten := func() (ms []queue.Message) {
+			for i := range 10 {
+				ms = append(ms, one("t", "e", i))
+			}
+			return ms
+		}
+		var sent time.Time
+		var slow sync.WaitGroup
+		slow.Go(func() {
+			ds := receive(t, q, 100)
+			if took := time.Since(sent); len(ds) != 10 || took > time.Second {
+				t.Errorf("received %d after %v", len(ds), took)
+			}
+			ack(t, q, ds...)
+		})
+		time.Sleep(time.Second)
+		send(t, q, ten()...)
+		synctest.Wait() // they are there, and further polls wait
+		ack(t, q, receive(t, q, 10)...)
+		time.Sleep(time.Second)
+		sent = time.Now()
+		send(t, q, ten()...)
+		slow.Wait()
+	})
+}
+
 func TestAMessageIsHeldForTwelveHoursAtMost(t *testing.T) {
 	bubble(t, "q", nil, sqsqueue.Options{Visibility: time.Hour}, func(t *testing.T, fake *sqsfake.Fake, q *sqsqueue.Queue) {
 		send(t, q, one("t", "e", 1))

@@ -157,6 +157,9 @@ func decode(body []byte) (queue.Message, error) {
 	return m, nil
 }
 
+// decodeItems reads the items of a pack. One that is none, since it has no arguments or no name
+// that may be one, takes nothing from its neighbours: it has no good entity, and as its
+// arguments all that stands there, so that it is set aside alone and whole.
 func decodeItems(array []byte) ([]queue.Item, error) {
 	var items []queue.Item
 	err := elements(array, func(value []byte) error {
@@ -170,8 +173,14 @@ func decodeItems(array []byte) ([]queue.Item, error) {
 			}
 			return err
 		})
+		if err != nil || it.Args == nil {
+			it.Entity = ""
+		}
+		if queue.CheckName("entity", it.Entity) != nil {
+			it.Args = bytes.Clone(bytes.Trim(value, jsonSpace))
+		}
 		items = append(items, it)
-		return err
+		return nil
 	})
 	return items, err
 }

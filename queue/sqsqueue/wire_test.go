@@ -54,7 +54,6 @@ func TestABodyThatIsNotAMessageIsAnErrorThatSaysWhy(t *testing.T) {
 		`{"type":"t","pack":1e3}`:              `"pack"`,
 		`{"type":"t","priority":99999999999}`:  `"priority"`,
 		`{"type":"t","items":{}}`:              `want '['`,
-		`{"type":"t","items":[7]}`:             `want '{'`,
 		`{"type":"t","items":[],"entity":"e"}`: "both",
 		`{"v":2,"type":"t"}`:                   "version 2, known is 1",
 	} {
@@ -106,7 +105,7 @@ func FuzzABodyIsReadAsItWasWritten(f *testing.F) {
 // Any body is a message, or an error: never a panic, and what it says is what
 // encoding/json reads.
 func FuzzAnyBodyIsReadAsJSONReadsIt(f *testing.F) {
-	for _, s := range []string{`{}`, `[`, `{"type":"t","items":[{"entity":"e","args":{"a":[1,{"b":"}"}]}},{}]}`, `{"args":1,"args":2,"entity":"\ud800"}`, ` {"":{}} `, `null`} {
+	for _, s := range []string{`{}`, `[`, `{"type":"t","items":[{"entity":"e","args":{"a":[1,{"b":"}"}]}},{}, [7] ,{"entity":"\u0000","args":1},{"entity":8}]}`, `{"args":1,"args":2,"entity":"\ud800"}`, ` {"":{}} `, `null`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -117,7 +116,7 @@ func FuzzAnyBodyIsReadAsJSONReadsIt(f *testing.F) {
 		var want struct {
 			Type, Entity *string
 			Args         json.RawMessage
-			Items        []map[string]json.RawMessage
+			Items        []json.RawMessage
 		}
 		exact := map[string]json.RawMessage{} // encoding/json would take "TYPE" for "type"
 		if err := json.Unmarshal(body, &exact); err != nil {
@@ -146,9 +145,17 @@ func FuzzAnyBodyIsReadAsJSONReadsIt(f *testing.F) {
 		case want.Entity != nil && (len(m.Items) != 1 || m.Items[0].Entity != *want.Entity):
 			t.Errorf("%q: %+v, want the entity %q", body, m, *want.Entity)
 		}
-		for i, it := range want.Items {
-			if string(bytes.Trim(m.Items[i].Args, jsonSpace)) != string(it["args"]) {
-				t.Errorf("%q: item %d has %q, want %q", body, i, m.Items[i].Args, it["args"])
+		for i, whole := range want.Items {
+			var it map[string]json.RawMessage
+			want := whole // an item that is bad keeps all that stands there
+			if queue.CheckName("entity", m.Items[i].Entity) == nil {
+				if err := json.Unmarshal(whole, &it); err != nil {
+					t.Fatalf("%q: item %d was taken, and is %v", body, i, err)
+				}
+				want = it["args"]
+			}
+			if string(bytes.Trim(m.Items[i].Args, jsonSpace)) != string(want) {
+				t.Errorf("%q: item %d has %q, want %q", body, i, m.Items[i].Args, want)
 			}
 		}
 	})

@@ -1,8 +1,10 @@
 package admin_test
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
@@ -65,4 +67,33 @@ func TestServersOfRequestsAreNotPassedOffAsWorkers(t *testing.T) {
 	}
 	s.ok(s.Declare(t.Context(), &ledger.Type{Name: "POST /orders", Effect: ledger.Once, Requests: true}, ""))
 	says(t, examine(t, s.pool, "workers", admin.Limits{}), admin.OK, "1 are alive; servers that guard requests are counted as well, and work no job")
+}
+
+// The database's clock was ahead for a moment: what was decided then lies in the future, and
+// nothing is overdue until it is there.
+func TestAScheduleThatWasDecidedForTimesToComeIsFoundByTheDoctor(t *testing.T) {
+	y := newYard(t)
+	check := func() []admin.Check { t.Helper(); return examine(t, y.Pool, "schedules", admin.Limits{}) }
+	y.put(nightly("report"))
+	y.exec(`UPDATE oncemore.schedule SET cursor = clock_timestamp() + interval '30 seconds', next_at = clock_timestamp() + interval '30 seconds'`)
+	healthy(t, check()) // clocks differ a little
+	y.exec(`UPDATE oncemore.schedule SET cursor = clock_timestamp() + interval '30 days', next_at = clock_timestamp() + interval '30 days'`)
+	s, _ := y.schedule("report")
+	if !strings.HasPrefix(s.State, "ahead: it is decided until "+s.Cursor.UTC().Format(time.RFC3339)) || s.Next == nil || !s.Next.After(s.Cursor) {
+		t.Errorf("state %q, next %v", s.State, s.Next)
+	}
+	if c := says(t, check(), admin.Bad, `"report" is ahead`); c.Do != "'schedules pause' and then 'schedules resume' it: it ticks again from then on" {
+		t.Errorf("%+v", c)
+	}
+
+	// It does what the doctor says.
+	for _, act := range []func(context.Context, string, string) (*admin.Result, error){y.by("bert").PauseSchedule, y.by("bert").ResumeSchedule} {
+		if r, err := act(t.Context(), "report", "the clock was ahead"); err != nil || r.Changed != 1 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	healthy(t, check())
+	if s, _ = y.schedule("report"); s.State != "ok" || s.Next == nil || s.Next.After(s.Cursor.AddDate(0, 0, 2)) || s.Cursor.After(time.Now().Add(time.Minute)) {
+		t.Errorf("state %q, cursor %v, next %v", s.State, s.Cursor, s.Next)
+	}
 }

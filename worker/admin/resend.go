@@ -180,11 +180,12 @@ func dropChunk(ctx context.Context, a *act, ids []int64) error {
 	return nil
 }
 
-// Locked, so that of two who send it again one does.
+// Locked, so that of two who send it again one does. Of a body that is larger than an item's
+// arguments may be, and is no message, enough is read to tell that: there may be many of 1 MiB.
 const (
 	lockParkedSQL = `
 /* parked: lock */
-SELECT id, reason, type, entity, body, digest, epoch FROM oncemore.parked WHERE id = ANY ($1) ORDER BY id FOR UPDATE`
+SELECT id, reason, type, entity, left(body, 65536 + 1), digest, epoch FROM oncemore.parked WHERE id = ANY ($1) ORDER BY id FOR UPDATE`
 	unparkSQL = `/* parked: remove */ DELETE FROM oncemore.parked WHERE id = ANY ($1)`
 )
 
@@ -199,6 +200,9 @@ func (in *parkedInput) label() string { return fmt.Sprintf("%d %s %s", in.ID, in
 
 // message is the input as it came; why says that it cannot be had.
 func (in *parkedInput) message() (m queue.Message, why string) {
+	if len(in.Body) > queue.MaxArgs {
+		return m, fmt.Sprintf("cannot be a message: it is larger than %d bytes; its producer must send it again, and this may be dropped", queue.MaxArgs)
+	}
 	// The digest is of the whole input. What is stored was capped, and made fit to be stored.
 	whole := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s", in.Reason, in.Type, in.Entity, in.Body))
 	if !bytes.Equal(whole[:], in.Digest) {

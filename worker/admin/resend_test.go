@@ -177,18 +177,19 @@ func TestInputThatWasNotKeptAsItCameIsNeverSent(t *testing.T) {
 	y.exec(`UPDATE oncemore.parked SET body = left(body, 100) || '…'`) // as the cap does it
 	y.exec(`INSERT INTO oncemore.parked (reason, type, entity, body, error, digest) VALUES ('undecodable', '', '', 'GET / HTTP/1.1', 'no',
 		sha256(convert_to('undecodable', 'UTF8') || '\x000000' || convert_to('GET / HTTP/1.1', 'UTF8')))`)
+	y.exec(`INSERT INTO oncemore.parked (reason, type, entity, body, error, digest) VALUES ('undecodable', 'draw', 'p', repeat('é', 1 << 19), 'no', 'all of it')`)
 	before := y.contents()
 	r, err := y.by("anna").Resend(t.Context(), y.parked(admin.ParkedSelection{}), "")
-	if err != nil || r.Changed != 0 || r.Audit != 0 || len(r.Left) != 2 {
+	if err != nil || r.Changed != 0 || r.Audit != 0 || len(r.Left) != 3 {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	for i, want := range []string{"not kept as it came", "cannot be a message"} {
+	for i, want := range []string{"not kept as it came", "cannot be a message", "larger than 65536 bytes"} {
 		if why := r.Left[i].Why; !strings.Contains(why, want) || !strings.Contains(why, "dropped") {
 			t.Errorf("%q says nothing of %q and of what to do", why, want)
 		}
 	}
 	same(t, "after it", y.contents(), before)
-	if r, err := y.by("anna").Drop(t.Context(), y.parked(admin.ParkedSelection{}), "the producer is mended"); err != nil || r.Changed != 2 {
+	if r, err := y.by("anna").Drop(t.Context(), y.parked(admin.ParkedSelection{}), "the producer is mended"); err != nil || r.Changed != 3 {
 		t.Errorf("drop: %+v, %v", r, err)
 	}
 	same(t, "still parked", one[int](y, `SELECT count(*)::int FROM oncemore.parked`), 0)

@@ -177,8 +177,10 @@ func asJSON(text *string) json.RawMessage {
 	return quoted
 }
 
-// overdue is when a tick should have been decided for long.
-const overdue = 2 * time.Minute
+const (
+	overdue = 2 * time.Minute // a tick should have been decided for long
+	ahead   = time.Minute     // a cursor lies not in the future but after the clock was wrong
+)
 
 // judge says when s ticks next, and what is the matter with it. One that is paused is well:
 // somebody wants it so.
@@ -187,7 +189,11 @@ func (s *Schedule) judge(now time.Time) {
 	behind := false
 	if err == nil {
 		behind = !c.Next(s.Cursor).IsZero() && now.Sub(c.Next(s.Cursor)) > overdue
-		if next := c.Next(now); !next.IsZero() && s.Paused == nil && !s.Orphaned {
+		from := now
+		if s.Cursor.After(now) { // what lies before it is decided, and does not tick again
+			from = s.Cursor
+		}
+		if next := c.Next(from); !next.IsZero() && s.Paused == nil && !s.Orphaned {
 			s.Next = &next
 		}
 	}
@@ -207,6 +213,9 @@ func (s *Schedule) judge(now time.Time) {
 			s.health = Bad
 			s.State += fmt.Sprintf(". Its tick of %s is overdue", c.Next(s.Cursor).UTC().Format(time.RFC3339))
 		}
+	case s.Cursor.Sub(now) > ahead:
+		s.health, s.do = Bad, "'schedules pause' and then 'schedules resume' it: it ticks again from then on"
+		s.State = fmt.Sprintf("ahead: it is decided until %s, and stands still until then: the database's clock was ahead; pause and resume it", s.Cursor.UTC().Format(time.RFC3339))
 	case behind:
 		s.State, s.health, s.do = "overdue: no worker runs that has the job "+s.Type, Bad, "start a worker that has the job"
 	default:

@@ -67,7 +67,7 @@ func TestOfRequestsNothingIsSentByWhoeverRetriesOrResolvesThem(t *testing.T) {
 	if story := s.tell("POST /orders", "doubted"); story.Next != "It is done when its client sends it again; no message carries it." || story.Effect != "Once" {
 		t.Errorf("%+v", story)
 	}
-	if story := s.tell("POST /orders", "other"); story.Next != "It is not done: no request of this key has come, or what it did was undone." {
+	if story := s.tell("POST /orders", "other"); story.Next != "It is not done: no request of this key has come, or what it did was undone, or its transaction goes on." {
 		t.Errorf("%+v", story)
 	}
 
