@@ -1,11 +1,13 @@
 package integration_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
-
-	"github.com/aws/aws-sdk-go-v2/service/sqs"
 
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/sqsqueue"
@@ -14,8 +16,16 @@ import (
 // post sends a body as a producer does that has none of our code.
 func (s *sqsStage) post(body string) {
 	s.Helper()
-	if _, err := s.fake.Client().SendMessage(s.Context(), &sqs.SendMessageInput{QueueUrl: &s.url, MessageBody: &body}); err != nil {
+	in, err := json.Marshal(map[string]string{"QueueUrl": s.url, "MessageBody": body})
+	if err != nil {
 		s.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/", bytes.NewReader(in))
+	r.Header.Set("Content-Type", "application/x-amz-json-1.0")
+	r.Header.Set("X-Amz-Target", "AmazonSQS.SendMessage")
+	w := httptest.NewRecorder()
+	if s.fake.ServeHTTP(w, r); w.Code != http.StatusOK {
+		s.Fatalf("%d: %s", w.Code, w.Body)
 	}
 }
 
