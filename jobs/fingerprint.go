@@ -16,12 +16,18 @@ const fingerprintRule = 2
 // members of objects in the order of their names, and without the member leave of the outermost
 // one ("": none). It tells other arguments apart, not hostile ones. It changes encoded.
 func fingerprint(encoded []byte, leave string) (int64, error) {
-	if leave != "" && encoded[0] != '{' {
-		return 0, errors.New("are not a JSON object")
-	}
 	var few [16]member // of the objects that are open at a time; more of them are allocated
+	end := 0
+	switch {
+	case encoded[0] == '{':
+		end = sortObject(encoded, 0, few[:0], leave)
+	case leave != "":
+		return 0, errors.New("are not a JSON object")
+	default:
+		end = sortValue(encoded, 0, few[:0])
+	}
 	h := fnv.New64a()
-	h.Write(encoded[:sortValue(encoded, 0, few[:0], leave)])
+	h.Write(encoded[:end])
 	return fingerprintRule<<56 | int64(h.Sum64()>>8), nil
 }
 
@@ -33,16 +39,16 @@ type member struct{ at, colon, end int }
 // they are. Every delivery passes here, so what is in order already costs one look at each byte.
 // The text is valid JSON without spaces: json.Marshal saw to that, also for what a MarshalJSON
 // returned. The members of the objects around i are in above, and stay there.
-func sortValue(text []byte, i int, above []member, leave string) int {
+func sortValue(text []byte, i int, above []member) int {
 	switch text[i] {
 	case '{':
-		return sortObject(text, i, above, leave)
+		return sortObject(text, i, above, "")
 	case '[':
 		for i++; text[i] != ']'; {
 			if text[i] == ',' {
 				i++
 			}
-			i = sortValue(text, i, above, "")
+			i = sortValue(text, i, above)
 		}
 		return i + 1
 	case '"':
@@ -61,7 +67,7 @@ func sortObject(text []byte, i int, above []member, leave string) int {
 			i++
 		}
 		m := member{at: i, colon: endOfString(text, i)}
-		m.end = sortValue(text, m.colon+1, members, "")
+		m.end = sortValue(text, m.colon+1, members)
 		if len(members) > len(above) && compareNames(text, members[len(members)-1], m) > 0 {
 			ordered = false
 		}

@@ -253,6 +253,10 @@ func (o *Open) calledBy(w Want) bool {
 	return o.Trouble == FailedFor && o.Attempts == 0 && w.Run != 0 && w.Run == o.Run
 }
 
+// CalledSQL is true of a claim c that a run has called again, the one that is in it, and that was
+// not tried since: see calledBy.
+const CalledSQL = `(c.trouble = 'failed' AND c.attempts = 0)`
+
 // listed tells whether the claim o must stay beside the fact f for who looks after failures and
 // doubts: it is about other arguments, which f says nothing of, and no message brings them again.
 // What is being worked, or retried, has one, and is then seen to be a conflict.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -142,6 +143,14 @@ func (l *Ledger) RunBatch(ctx context.Context, queue func(*pgx.Batch)) error {
 func transient(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40P01" || pg.Code == "40001")
+}
+
+// OfTheMoment tells whether the server's error says nothing about what it was asked, and may pass
+// by itself: of the connection (08), of the transaction or of a server that became a standby (25, 26),
+// a conflict with others (40, 55), a lack of resources (53), a shutdown or a timeout (57), of the
+// disk (58), and what should not happen (XX).
+func OfTheMoment(pg *pgconn.PgError) bool {
+	return slices.Contains([]string{"08", "25", "26", "40", "53", "55", "57", "58", "XX"}, pg.Code[:min(2, len(pg.Code))])
 }
 
 // nullTime reads a nullable timestamp as a time that is zero for NULL.

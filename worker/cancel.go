@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
 )
 
 // cancelRun takes back what has not begun, and ends the run. What is being worked, and
@@ -12,7 +14,8 @@ func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, wh
 	if _, err := tx.Exec(ctx, withdrawSQL, r.id, child.name, child.ID); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, byKeySQL); err != nil {
+	// By primary key, whatever the statistics say of the claims, which come and go.
+	if _, err := tx.Exec(ctx, ledger.PlannerSettings); err != nil {
 		return err
 	}
 	var missing, going, unsent int64
@@ -38,11 +41,6 @@ DELETE FROM oncemore.message m WHERE m.id = ANY (ARRAY(
     AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $3 AND c.entity = e.entity COLLATE "C"
                     WHERE c.trouble IS DISTINCT FROM 'failed')
     FOR UPDATE OF w SKIP LOCKED))`
-
-// Each entity is looked for by primary key, whatever the statistics say of the claims, which come
-// and go.
-const byKeySQL = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)`
 
 // What is not done of all that was sent: missing, open, failed and in doubt; and how much was
 // not sent. It is the record of a run, whose visits may have seen the first stretch of it alone.

@@ -139,12 +139,10 @@ func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Ve
 		if v.Done {
 			return nil
 		}
-		m := k.carrier(o)
-		if err := l.pg.Tx(tx).Send(ctx, m); err != nil {
-			return err
-		}
 		b := &pgx.Batch{}
-		holdSent(b, []queue.Message{m})
+		again := []queue.Message{k.carrier(o)}
+		l.pg.SendBatch(b, again...)
+		holdSent(b, again)
 		return tx.SendBatch(ctx, b).Close()
 	})
 }

@@ -337,7 +337,7 @@ SELECT EXISTS (
     SELECT FROM oncemore.message m CROSS JOIN LATERAL unnest(m.entities) AS e(entity)
     WHERE m.run = $1 AND m.type = $2
     AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C"
-                    AND c.trouble IS NOT NULL AND NOT (c.trouble = 'failed' AND c.attempts = 0 AND m.deferred = 0)))`
+                    AND c.trouble IS NOT NULL AND NOT (` + ledger.CalledSQL + ` AND m.deferred = 0)))`
 
 	canarySQL = `
 SELECT count(*) FILTER (WHERE c.trouble IS NOT NULL AND (l.entity IS NULL OR c.epoch > l.epoch)),

@@ -71,13 +71,7 @@ func passing(err error) bool {
 	if !is {
 		return pgconn.Timeout(err) || errors.Is(err, pgx.ErrTxClosed) || errors.Is(err, pgx.ErrTxCommitRollback)
 	}
-	switch pg.Code[:2] {
-	case "08", "25", "26", "40", "53", "55", "58", "XX":
-		return true
-	case "57":
-		return pg.Code != "57014" // a statement that takes too long is the schedule's own trouble
-	}
-	return false
+	return ledger.OfTheMoment(pg) && pg.Code != "57014" // a statement that takes too long is the schedule's own trouble
 }
 
 func complaint(err error) string { return ledger.Sanitize(err.Error(), maxTrouble) }

@@ -66,8 +66,8 @@ var doorMutants = []mutant{
 	}, {
 		lacks: "the last look at the lease at the door",
 		file:  "ledger/ledgerhttp/outside.go",
-		old:   `	if !at.lease.Alive() || ctx.Err() != nil {`,
-		new:   `	if false {`,
+		old:   `	case ctx.Err() != nil || !at.lease.Alive():`,
+		new:   `	case false:`,
 		tests: "./ledger/ledgerhttp DuringWhichTheLeaseHasEnded",
 	}, {
 		lacks: "the difference between silence and success at the door",

@@ -390,8 +390,8 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the pause over what a recheck begins",
 		file:  "worker/doubt.go",
-		old:   `		holdSent(b, []queue.Message{m})`,
-		new:   `		_ = []queue.Message{m}`,
+		old:   `		holdSent(b, again)`,
+		new:   ``,
 		tests: "./worker BeginsNothingThatADoneCheck",
 	},
 }

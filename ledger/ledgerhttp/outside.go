@@ -113,65 +113,65 @@ func (at *attempt) make() (outcome, error) {
 			_, _ = at.leave(at.interrupted(c), c.absent.Load(), "panic", nil)
 		}
 	}()
+	record := at.work(ctx, c)
+	ended = true
+	return record()
+}
+
+// work runs the app's own code, Check and the handler, and returns what records how that ended.
+func (at *attempt) work(ctx context.Context, c *call) (record func() (outcome, error)) {
+	// It did not begin, or was not let finish, which is no answer.
+	notBegun := func() (outcome, error) { return at.leave(ledger.Returned, true, "", nil) }
 	if at.verify {
 		rec := newRecorder(at.req.outer, at.op.MaxResponse)
 		r := at.req.again(ctx)
 		defer removeForm(r)
 		done, err := at.check(rec, r)
 		switch {
-		case err != nil && !at.lease.Alive(): // it was not let finish, which is no answer
-			ended = true
-			return at.leave(ledger.Returned, true, "", nil)
+		case err != nil && !at.lease.Alive():
+			return notBegun
 		case err != nil:
-			ended = true
 			at.log.Warn("it cannot be told whether a request was done", "operation", at.op.Name, "entity", at.req.want.Entity, "error", err)
-			out, err := at.leave(ledger.Unclear, false, "check: "+err.Error(), nil)
-			if err == nil {
-				out = outcomeUnknown.outcome()
+			return func() (outcome, error) {
+				return at.leaveSaying(outcomeUnknown, ledger.Unclear, false, "check: "+err.Error())
 			}
-			return out, err
 		case done && rec.err != nil:
-			ended = true
-			return at.tooLarge(ledger.DoneCheck)
+			return func() (outcome, error) { return at.tooLarge(ledger.DoneCheck) }
 		case done:
-			ended = true
-			return at.complete(rec.answer(), ledger.DoneCheck)
+			return func() (outcome, error) { return at.complete(rec.answer(), ledger.DoneCheck) }
 		}
 	}
 	// The last look before the effect: a process that stood still wakes up without notice, and a
 	// Check may have taken longer than the lease. Somebody else may have been told since that the
 	// effect did not happen.
-	if !at.lease.Alive() || ctx.Err() != nil {
-		ended = true
-		out, err := at.leave(ledger.Returned, true, "", nil)
-		if err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			at.log.Error("request not brought to its end", "operation", at.op.Name, "entity", at.req.want.Entity, "error", "its Check took all of its Timeout")
-			out = unavailable.outcome()
-		}
-		return out, err
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		at.log.Error("request not brought to its end", "operation", at.op.Name, "entity", at.req.want.Entity, "error", "its Check took all of its Timeout")
+		return func() (outcome, error) { return at.leaveSaying(unavailable, ledger.Returned, true, "") }
+	case ctx.Err() != nil || !at.lease.Alive():
+		return notBegun
 	}
 	c.absent.Store(false) // what Check said of it was of an earlier attempt
 	a, err := at.run(ctx, at.req)
-	ended = true
 	switch {
 	case errors.Is(err, errSilent):
-		out, left := at.leave(at.interrupted(c), c.absent.Load(), err.Error(), nil)
-		if left == nil {
-			out = unavailable.outcome()
+		return func() (outcome, error) {
+			return at.leaveSaying(unavailable, at.interrupted(c), c.absent.Load(), err.Error())
 		}
-		return out, left
 	case at.op.Store(a.status) && err != nil:
-		return at.tooLarge(ledger.Reported)
+		return func() (outcome, error) { return at.tooLarge(ledger.Reported) }
 	case at.op.Store(a.status):
-		return at.complete(a, ledger.Reported)
+		return func() (outcome, error) { return at.complete(a, ledger.Reported) }
 	case a.status == http.StatusTooManyRequests:
 		c.absent.Store(true)
 	}
-	out, left := at.leave(at.interrupted(c), c.absent.Load(), fmt.Sprintf("answered %d", a.status), a)
-	if err != nil && out.answer != nil { // it is not kept, and is not whole either
-		out = unstorable.outcome()
+	return func() (outcome, error) {
+		out, left := at.leave(at.interrupted(c), c.absent.Load(), fmt.Sprintf("answered %d", a.status), a)
+		if err != nil { // it is not kept, and is not whole either
+			out = unstorable.outcome()
+		}
+		return out, left
 	}
-	return out, left
 }
 
 // tooLarge records an effect that has happened: it is not to be repeated for the length of its
@@ -219,6 +219,15 @@ func (at *attempt) leave(state ledger.State, absent bool, why string, a *answer)
 		return outcome{answer: a}, nil // true of this attempt, whatever is recorded of it
 	}
 	return outcome{}, err
+}
+
+// leaveSaying is leave for a client that is told p, as soon as that is recorded.
+func (at *attempt) leaveSaying(p problem, state ledger.State, absent bool, why string) (outcome, error) {
+	out, err := at.leave(state, absent, why, nil)
+	if err == nil {
+		out = p.outcome()
+	}
+	return out, err
 }
 
 // complete records the fact by the claim's fence, and the answer with it.

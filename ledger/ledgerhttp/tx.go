@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -93,15 +92,10 @@ func (t *transaction) commit(ctx context.Context, last func(*pgx.Batch)) error {
 }
 
 // refused tells whether the server has said that it does not commit, for a reason of what is
-// written. Others pass by themselves: of the connection (08), of the transaction or of a server
-// that became a standby (25, 26), a conflict with others (40, 55), a lack of resources (53), a
-// shutdown or a timeout (57), of the disk (58), and what should not happen (XX).
+// written, which stays.
 func refused(err error) bool {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.SeverityUnlocalized != "ERROR" {
-		return false
-	}
-	return !slices.Contains([]string{"08", "25", "26", "40", "53", "55", "57", "58", "XX"}, pg.Code[:min(2, len(pg.Code))])
+	return errors.As(err, &pg) && pg.SeverityUnlocalized == "ERROR" && !ledger.OfTheMoment(pg)
 }
 
 // rollback undoes what is not committed, and gives the connection back. After a commit, or a

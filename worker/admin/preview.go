@@ -99,7 +99,7 @@ func (op *Operator) Preview(ctx context.Context, jobType string, s plan.Selectio
 	}
 	p.Tally = sv.Tally
 	if err == nil && p.Unknown == "" && newerMayBeMore(t, sv) {
-		p.Unknown = newerUnknown
+		p.Unknown = workersTell
 	}
 	if p.Seen == nil {
 		p.Seen, p.Picked = map[ledger.Reason]int64{}, map[ledger.Reason]int64{}
@@ -119,7 +119,7 @@ func (p *Preview) survey(ctx context.Context, tx pgx.Tx, sv *plan.Survey, t *Typ
 	if !t.Set || t.Query != "" { // of a type whose job is at hand it is known that it has none
 		err := sv.FromSource(ctx, tx)
 		if errors.Is(err, plan.ErrNoSource) {
-			p.Unknown = missingUnknown
+			p.Unknown = workersAsk
 		} else if err != nil {
 			return err
 		}
@@ -129,15 +129,20 @@ func (p *Preview) survey(ctx context.Context, tx pgx.Tx, sv *plan.Survey, t *Typ
 	return sv.FromOpen(ctx, tx)
 }
 
-// What a Preview cannot know without the application's set.
-var (
-	missingUnknown = "what is missing is not known here, and the workers will ask: " + plan.ErrNoSource.Error()
-	newerUnknown   = "what newer code makes stale is not known here, and the workers will tell: that needs a program that has the jobs (cli.Options.Set)"
-)
-
 // NewerUnknown says why more may be missing than is told without the application's set: a fact has
 // the version of the code that made it, and no row has the one that the workers have by now.
-const NewerUnknown = "what newer code makes stale is not known here: that needs a program that has the jobs (cli.Options.Set)"
+const (
+	NewerUnknown = notKnownNewer + needsJobs
+
+	notKnownNewer = "what newer code makes stale is not known here"
+	needsJobs     = ": that needs a program that has the jobs (cli.Options.Set)"
+)
+
+// What the workers find who carry out what was previewed without the application's set.
+var (
+	workersAsk  = "what is missing is not known here, and the workers will ask: " + plan.ErrNoSource.Error()
+	workersTell = notKnownNewer + ", and the workers will tell" + needsJobs
+)
 
 // staleUnknown tells whether a version of the code that is not known here may make facts of t stale.
 func (t *Type) staleUnknown() bool { return !t.Set && t.Effect.MayRepeat() }

@@ -82,7 +82,7 @@ func readDoubts(ctx context.Context, tx pgx.Tx, t *ledger.Type, entries []Entry)
 	entities, fences := keysOf(entries)
 	var doubts []*ledger.Open
 	b := &pgx.Batch{}
-	b.Queue(byKeySQL)
+	b.Queue(ledger.PlannerSettings)
 	b.Queue(doubtsSQL, t.ID, entities, fences).Query(func(rows pgx.Rows) (err error) {
 		doubts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ledger.Open, error) {
 			o := &ledger.Open{Trouble: ledger.Doubtful}

@@ -37,7 +37,7 @@ func (op *Operator) Retry(ctx context.Context, s *Shown, reason string) (*Result
 func (op *Operator) retryChunk(ctx context.Context, a *act, t *ledger.Type, entries []Entry) error {
 	entities, fences := keysOf(entries)
 	b := &pgx.Batch{}
-	b.Queue(byKeySQL)
+	b.Queue(ledger.PlannerSettings)
 	revived := make(map[int64]bool, len(entries)) // by the fence that was shown
 	var ms []queue.Message
 	b.Queue(reviveSQL, t.ID, entities, fences).Query(func(rows pgx.Rows) error {

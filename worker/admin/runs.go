@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/worker"
 	"github.com/oncemore-jobs/oncemore/worker/plan"
 )
@@ -305,7 +306,7 @@ SELECT e.at, e.kind, e.detail FROM (SELECT * FROM oncemore.run_event WHERE run =
 	runFailuresSQL = `
 SELECT c.entity, c.trouble, coalesce(a.error_class, ''), coalesce(left(c.error, 200), '')
 FROM (SELECT * FROM oncemore.claim c WHERE c.job_type = $2 AND c.run = $1 AND c.owner IS NULL AND c.trouble IN ('failed', 'in_doubt')
-      AND (c.trouble <> 'failed' OR c.attempts > 0 OR EXISTS (SELECT FROM oncemore.run r WHERE r.id = $1 AND r.ended_at IS NOT NULL)) ORDER BY c.entity LIMIT 10) c
+      AND (NOT ` + ledger.CalledSQL + ` OR EXISTS (SELECT FROM oncemore.run r WHERE r.id = $1 AND r.ended_at IS NOT NULL)) ORDER BY c.entity LIMIT 10) c
 LEFT JOIN LATERAL (SELECT a.error_class ` + lastAttempt + `) a ON true
 ORDER BY c.entity`
 )

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncemore-jobs/oncemore/ledger"
 )
 
 // A Watch looks at one run again and again. It remembers what is done for good, so that
@@ -73,7 +75,7 @@ func (r *Run) count(ctx context.Context, tx pgx.Tx, skip []int32) (done []int32,
 	if skip == nil {
 		skip = []int32{}
 	}
-	if _, err := tx.Exec(ctx, byKeySQL); err != nil {
+	if _, err := tx.Exec(ctx, ledger.PlannerSettings); err != nil {
 		return nil, err
 	}
 	err = tx.QueryRow(ctx, countRunSQL, r.ID, r.jobType, r.Epoch, r.verified, skip, nextPack, nextItem, r.PlannedAt).
@@ -103,7 +105,7 @@ WITH p AS MATERIALIZED (
     FROM p CROSS JOIN LATERAL unnest(p.entities, p.reasons) WITH ORDINALITY AS e(entity, reason, n)
     LEFT JOIN LATERAL (SELECT l.completed_at, coalesce(l.epoch, 0) AS epoch, coalesce(l.source_version, 0) AS source_version FROM oncemore.ledger l
                        WHERE l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 OFFSET 0) l ON true
-    LEFT JOIN LATERAL (SELECT CASE WHEN c.trouble = 'failed' AND c.attempts = 0 AND c.run = $1 THEN 'retrying' ELSE coalesce(c.trouble, '') END AS trouble, c.epoch, c.source_version FROM oncemore.claim c
+    LEFT JOIN LATERAL (SELECT CASE WHEN ` + ledger.CalledSQL + ` AND c.run = $1 THEN 'retrying' ELSE coalesce(c.trouble, '') END AS trouble, c.epoch, c.source_version FROM oncemore.claim c
                        WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
     WHERE (p.pack < $6 OR e.n <= $7)
     AND (l.epoch IS NULL OR c.epoch > l.epoch OR c.source_version > l.source_version OR e.reason IN ('stale_source', 'stale_version') AND l.completed_at < $8)

@@ -213,7 +213,3 @@ func keysOf(entries []Entry) (entities []string, fences []int64) {
 	}
 	return entities, fences
 }
-
-// byKeySQL has the statements of an act reach their rows by primary key, also where the
-// planner takes the claim table for empty.
-const byKeySQL = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
