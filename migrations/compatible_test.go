@@ -16,7 +16,7 @@ import (
 
 // While a fleet is being replaced old code runs on the new schema. So a migration adds: all
 // that was there is there, as it was, and no column is added that an old insert would have
-// to name.
+// to name. Only an index that keeps nothing apart may go: old code does without it, slowly.
 func TestEveryMigrationOnlyAdds(t *testing.T) {
 	paths, err := fs.Glob(os.DirFS("."), "*.sql")
 	if err != nil || len(paths) < 2 {
@@ -36,7 +36,7 @@ func TestEveryMigrationOnlyAdds(t *testing.T) {
 		}
 		after := strings.Split(schema(t, pool), "\n")
 		for _, line := range before {
-			if !slices.Contains(after, line) {
+			if !slices.Contains(after, line) && !strings.HasPrefix(line, "CREATE INDEX ") && !strings.HasPrefix(line, "i ") {
 				t.Errorf("%s takes away, or changes: %s", path, line)
 			}
 		}

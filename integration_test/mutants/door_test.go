@@ -59,7 +59,7 @@ var doorMutants = []mutant{
 		tests: "./ledger/ledgerhttp IsNotTakenForARequest",
 	}, {
 		lacks: "the sweep of moot claims at the door",
-		file:  "ledger/ledgerhttp/keys.go",
+		file:  "ledger/ledgerhttp/tidy.go",
 		old:   `	if len(kinds) > 0 {`,
 		new:   `	if len(kinds) > 1000 {`,
 		tests: "./ledger/ledgerhttp DeadLeftBeside",

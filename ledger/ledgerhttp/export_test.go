@@ -9,6 +9,12 @@ var (
 	Tidy     = (*Keys).tidy
 )
 
+const (
+	ExpireSQL     = expireSQL
+	StretchPages  = stretchPages
+	StretchesEach = stretchesEach
+)
+
 // Problems are the names of all problems, with their status.
 func Problems() map[string]string {
 	all := map[string]string{}

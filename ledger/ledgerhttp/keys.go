@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"sync"
@@ -46,6 +47,7 @@ type Keys struct {
 
 	stop    context.CancelFunc // of the loop that tidies up
 	stopped chan struct{}
+	stretch int64 // of the table of answers, that the loop looks at next
 
 	joining chan struct{} // full while somebody takes a lease
 
@@ -65,8 +67,8 @@ var ErrUnavailable = errors.New("who calls cannot be found out now")
 var errClosing = errors.New("the server is shutting down")
 
 // New returns Keys on the database of pool, whose schema must be current (see package
-// migrations). It deletes expired answers, and what processes that died left behind, once a minute
-// until [Keys.Close].
+// migrations). Until [Keys.Close] it looks once a minute for expired answers, in 32 MB of them, and for what
+// processes that died left behind, and deletes that.
 func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 	if c.Scope == nil {
 		return nil, errors.New("ledgerhttp: Config.Scope is missing: a key belongs to a caller, so say whose a request is")
@@ -75,7 +77,7 @@ func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 		c.Name, _ = os.Hostname() // it only helps whoever reads the list
 	}
 	c.Docs = cmp.Or(c.Docs, Docs)
-	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, operations: map[string]*guarded{}, joining: make(chan struct{}, 1), stopped: make(chan struct{})}
+	k := &Keys{pool: pool, ledger: ledger.New(pool), config: c, log: c.Log, hands: map[hand]bool{}, operations: map[string]*guarded{}, joining: make(chan struct{}, 1), stopped: make(chan struct{}), stretch: rand.Int64N(1 << 20)}
 	if k.log == nil {
 		k.log = slog.Default()
 	}
@@ -158,58 +160,3 @@ func (k *Keys) enter() bool {
 	k.running.Add(1)
 	return true
 }
-
-func (k *Keys) keepTidy(ctx context.Context) {
-	defer close(k.stopped)
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if err := k.tidy(ctx); err != nil && ctx.Err() == nil {
-			k.log.Warn("what is over was not deleted", "error", err)
-		}
-	}
-}
-
-// tidy deletes what has expired, and the claims that dead processes left beside facts: there may
-// be no worker that would.
-func (k *Keys) tidy(ctx context.Context) error {
-	k.mu.Lock()
-	var kinds []*ledger.Type
-	for _, g := range k.operations {
-		if g.op.Effect != ledger.InTransaction {
-			kinds = append(kinds, &g.kind)
-		}
-	}
-	k.mu.Unlock()
-	_, err := k.Expire(ctx)
-	if len(kinds) > 0 {
-		err = errors.Join(err, k.ledger.SweepMoot(ctx, kinds))
-	}
-	return err
-}
-
-// Expire deletes the answers that have expired, and tells how many. They are not shown any
-// more in any case; the facts stay.
-func (k *Keys) Expire(ctx context.Context) (n int64, err error) {
-	for {
-		tag, err := k.pool.Exec(ctx, expireSQL, expireMost)
-		if err != nil {
-			return n, fmt.Errorf("delete expired responses: %w", err)
-		}
-		if n += tag.RowsAffected(); tag.RowsAffected() < expireMost {
-			return n, nil
-		}
-	}
-}
-
-const expireMost = 1000
-
-const expireSQL = `
-/* response: expire */
-DELETE FROM oncemore.response
-WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM oncemore.response r WHERE r.expires_at < now() ORDER BY r.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))`
