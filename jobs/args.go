@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -127,5 +128,12 @@ func AtSource(args []byte, version int64) ([]byte, error) {
 		return nil, fmt.Errorf("the arguments are not a JSON object: %w", err)
 	}
 	fields[sourceVersion] = strconv.AppendInt(nil, version, 10)
-	return json.Marshal(fields)
+	// Not longer than they were: \u003c for every < would lead past what a message may carry.
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(fields); err != nil {
+		return nil, fmt.Errorf("encode the arguments anew: %w", err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'}), nil
 }

@@ -45,28 +45,44 @@ const noPart = "\x00"
 func partText(p any) string {
 	t := reflect.TypeOf(p)
 	if hasText(t) && (t.Kind() != reflect.Pointer || !reflect.ValueOf(p).IsNil()) {
-		if text := fmt.Sprint(p); !strings.HasPrefix(text, "%!v(PANIC=") { // which is of a String that panics
+		if s, says := p.(fmt.Stringer); !says {
+			return fmt.Sprint(p)
+		} else if text, ok := said(s); ok {
 			return text
 		}
 	}
 	return fmt.Sprintf(noPart+"%T is no part of a key", p)
 }
 
-var stringer = reflect.TypeFor[fmt.Stringer]()
+// said is what s says of itself; ok is false where that panics.
+func said(s fmt.Stringer) (text string, ok bool) {
+	defer func() { _ = recover() }()
+	return s.String(), true
+}
 
-// hasText tells whether what fmt writes of values of t tells them apart.
+// What fmt asks for a text before, or instead of, looking at the value.
+var (
+	stringer  = reflect.TypeFor[fmt.Stringer]()
+	formatter = reflect.TypeFor[fmt.Formatter]()
+	failure   = reflect.TypeFor[error]()
+)
+
+// hasText tells whether what is written of values of t tells them apart.
 func hasText(t reflect.Type) bool {
-	if t == nil {
+	switch {
+	case t == nil:
 		return false
-	}
-	switch k := t.Kind(); k {
-	case reflect.String:
+	case t.Implements(stringer):
 		return true
-	case reflect.Array, reflect.Slice: // of texts, "[a b]" could be one or two
-		return t.Implements(stringer) || plain(t.Elem().Kind()) && !t.Elem().Implements(stringer)
-	default:
-		return t.Implements(stringer) || plain(k)
+	case t.Kind() == reflect.Array || t.Kind() == reflect.Slice: // of texts, "[a b]" could be one or two
+		return bare(t) && plain(t.Elem().Kind()) && bare(t.Elem())
 	}
+	return bare(t) && (t.Kind() == reflect.String || plain(t.Kind()))
+}
+
+// bare tells whether fmt writes the values of t, and not what they say of themselves.
+func bare(t reflect.Type) bool {
+	return !t.Implements(stringer) && !t.Implements(formatter) && !t.Implements(failure)
 }
 
 func plain(k reflect.Kind) bool { return reflect.Bool <= k && k <= reflect.Complex128 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -70,12 +71,25 @@ func TestAPartIsWrittenAsItsText(t *testing.T) {
 		"[1 2]":        [2]byte{1, 2},
 		"[3 4]":        []number{3, 4},
 		"a%2Fb":        path{"a", "b"},
+		"code 7":       named(7),
 	} {
 		if got := jobs.Key(part); got != want {
 			t.Errorf("%T is written as %q, want %q", part, got, want)
 		}
 	}
 }
+
+// What fmt would ask for a text before the value, or its String.
+type (
+	rejected int
+	masked   int
+	named    int
+)
+
+func (rejected) Error() string            { return "rejected" }
+func (masked) Format(f fmt.State, _ rune) { fmt.Fprint(f, "***") }
+func (named) Error() string               { return "refused" }
+func (n named) String() string            { return "code " + strconv.Itoa(int(n)) }
 
 type keyed struct{ part any }
 
@@ -88,7 +102,7 @@ func TestAPartWhoseTextIsNoIdentityIsRefused(t *testing.T) {
 	n := 7
 	for _, part := range []any{
 		nil, &n, (*int)(nil), (*url.URL)(nil), func() {}, make(chan int), map[string]string{"a": "b c:d"}, unsafe.Pointer(&n),
-		[]string{"a b"}, [1]string{"a b"}, []any{1}, struct{ A, B string }{"a b", "c"}, errors.New("a"), broken{}, []path{{"a", "b"}}, [][]string{{"a"}},
+		[]string{"a b"}, [1]string{"a b"}, []any{1}, struct{ A, B string }{"a b", "c"}, errors.New("a"), rejected(7), []rejected{7}, masked(7), broken{}, []path{{"a", "b"}}, [][]string{{"a"}},
 	} {
 		k := keyed{part}
 		if err := queue.CheckName("entity", "prefix/"+k.Entity()); !errors.Is(err, queue.ErrInvalid) {

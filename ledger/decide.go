@@ -245,12 +245,13 @@ func (o *Open) Covers(w Want) bool {
 	return o.Epoch >= w.Epoch && o.SourceVersion >= w.SourceVersion && !differ(o.Fingerprint, w.Fingerprint)
 }
 
-// calledBy tells whether the failed claim o is due again for the run of w, which has called it:
-// the run has written itself into the claim, with all its attempts before it. Until a worker takes
-// it over, with the message of that run in hand, it stays what it is, a failure that is listed. So
-// nothing is lost where that message comes to nothing, because its arguments are others by now, say.
+// calledBy tells whether the failed claim o is due again for w: a run has called it, and has written
+// itself into the claim, with all its attempts before it. Until a worker takes it over, with the
+// message of a run in hand, it stays what it is, a failure that is listed. So nothing is lost where
+// that message comes to nothing, because its arguments are others by now, say. Of two runs that have
+// called it, either's message will do: the other would end without it.
 func (o *Open) calledBy(w Want) bool {
-	return o.Trouble == FailedFor && o.Attempts == 0 && w.Run != 0 && w.Run == o.Run
+	return o.Trouble == FailedFor && o.Attempts == 0 && o.Run != 0 && w.Run != 0
 }
 
 // CalledSQL is true of a claim c that a run has called again, the one that is in it, and that was

@@ -184,9 +184,9 @@ func (s *situation) justNow() bool {
 	return s.claim == "abandoned just now" || s.claim == "failed just now"
 }
 
-// failed: it has, and who asks has not called it again.
+// failed: it has, and no run has called it again.
 func (s *situation) failed() bool {
-	return s.claim == "failed" || s.claim == "failed just now" || s.claim == "called again by another"
+	return s.claim == "failed" || s.claim == "failed just now"
 }
 
 // untried: the claim counts no attempt.
@@ -345,7 +345,7 @@ func TestDecideByExample(t *testing.T) {
 		{situation{effect: "repeatable", want: "forced, other args", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Forced},
 		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Failed},
 		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "called again", stands: "plain", proof: "fresh"}, ledger.Missing},
-		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "called again by another", stands: "plain", proof: "fresh"}, ledger.Failed},
+		{situation{effect: "repeatable", want: "plain", fact: "none", claim: "called again by another", stands: "plain", proof: "fresh"}, ledger.Missing},
 		{situation{effect: "repeatable", want: "other args", fact: "none", claim: "called again", stands: "plain", proof: "none"}, ledger.Conflict},
 		{situation{effect: "once", want: "plain", fact: "none", claim: "called again", stands: "plain", proof: "fresh"}, ledger.InDoubt},
 		{situation{effect: "repeatable", want: "newer source", fact: "none", claim: "failed", stands: "plain", proof: "fresh"}, ledger.Retry},

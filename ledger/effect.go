@@ -32,7 +32,9 @@ var (
 	// Repeatable: doing it again changes nothing (rebuild the tags, PUT a file).
 	Repeatable = Effect{class: classRepeatable}
 	// Once: nobody can tell whether it happened, and it may not happen twice. Each
-	// interrupted attempt waits, in doubt, for an operator.
+	// interrupted attempt waits, in doubt, for an operator. A done-check may end that by saying
+	// that it did happen; that it did not is left to the operator, since nothing says when the
+	// check may be believed (that is [Verifiable]).
 	Once = Effect{class: classOnce}
 )
 

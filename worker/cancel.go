@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 
@@ -11,7 +12,7 @@ import (
 // cancelRun takes back what has not begun, and ends the run. What is being worked, and
 // what waits for another attempt, goes on: it is open, and has its own carrier.
 func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, why string) error {
-	if _, err := tx.Exec(ctx, withdrawSQL, r.id, child.name, child.ID); err != nil {
+	if _, err := tx.Exec(ctx, withdrawSQL, r.id, child.ID); err != nil {
 		return err
 	}
 	// By primary key, whatever the statistics say of the claims, which come and go.
@@ -31,14 +32,34 @@ func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, wh
 	return tx.SendBatch(ctx, b).Close()
 }
 
+// endCancelled has the runs visited once more whose visits were given up when somebody was
+// cancelling them: while a worker had the claim, CancelRun could not do that, and the worker may not
+// have seen what was wanted. All that is held back of such a run would stay so.
+func (l *life) endCancelled(ctx context.Context) {
+	rows, _ := l.pool.Query(ctx, givenUpSQL)
+	runs, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	for _, run := range runs {
+		err = errors.Join(err, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return reviveCarrier(ctx, tx, run) }))
+	}
+	if err != nil && ctx.Err() == nil {
+		l.log.Warn("runs that are cancelled do not end until the next round", "error", err)
+	}
+}
+
+const givenUpSQL = `
+SELECT r.id FROM oncemore.run r JOIN oncemore.run_control w ON w.run = r.id
+CROSS JOIN LATERAL (SELECT c.trouble FROM oncemore.claim c
+                    WHERE c.job_type = r.parent_type AND c.entity = r.parent_entity AND c.owner IS NULL AND c.trouble = 'failed' OFFSET 0) c
+WHERE r.ended_at IS NULL AND w.cancelled IS NOT NULL LIMIT 100`
+
 // A message with an entity that is open is left: it may be what carries that on. What has failed
 // needs no carrier: it is called again, or listed as before.
 const withdrawSQL = `
 /* message: withdraw */
 DELETE FROM oncemore.message m WHERE m.id = ANY (ARRAY(
     SELECT w.id FROM oncemore.message w
-    WHERE w.run = $1 AND w.type = $2 AND coalesce(w.lock, 0) = 0
-    AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $3 AND c.entity = e.entity COLLATE "C"
+    WHERE w.run = $1 AND coalesce(w.lock, 0) = 0
+    AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $2 AND c.entity = e.entity COLLATE "C"
                     WHERE c.trouble IS DISTINCT FROM 'failed')
     FOR UPDATE OF w SKIP LOCKED))`
 

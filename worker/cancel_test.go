@@ -428,3 +428,31 @@ func TestAPausedRunBeginsNothingThatADoneCheckHasFound(t *testing.T) {
 	eventuallyRow(t, pool, "all is done", `SELECT count(*) = 2 FROM oncemore.ledger l JOIN oncemore.job_type t ON t.id = l.job_type WHERE t.name = 'letter'`)
 	mustStop(t, w)
 }
+
+// Somebody cancels a run while its last visit dies with its worker. Whoever takes that over gives the
+// visits up, and sees nothing of it; the run ends all the same, and holds nothing back.
+func TestARunEndsThatWasCancelledWhenItsLastVisitDied(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	letters := newGate()
+	set := newSet(t, mailingOf(`SELECT n::text AS entity, n FROM generate_series(1, 3) n`), jobs.Job[letter]{Effect: jobs.Repeatable,
+		Do: func(ctx context.Context, l letter) error { return letters.pass(ctx, l.Entity()) }})
+	config := quietly(t)
+	config.Recheck = 20 * time.Millisecond
+	w := begin(t, pool, set, config)
+	enqueue(t, pgq(pool), mailing{1})
+	within(t, "a letter is being worked", letters.entered)
+	mustStop(t, w)
+	control(t, pool, func(ctx context.Context, tx pgx.Tx) error { return worker.CancelRun(ctx, tx, 1, "wrong text") })
+	mustExec(t, pool, `DELETE FROM oncemore.message WHERE type = 'mailing'`)
+	mustExec(t, pool, `UPDATE oncemore.claim SET trouble = 'failed', attempts = 10, not_before = NULL, fence = nextval('oncemore.fence')
+WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'mailing')`)
+	if !ask(t, pool, `SELECT `+heldBack) {
+		t.Error("nothing is held back")
+	}
+	close(letters.open)
+	w = begin(t, pool, set, config)
+	eventuallyRow(t, pool, "the run has ended", `SELECT cancelled AND ended_at IS NOT NULL FROM oncemore.run WHERE id = 1`)
+	eventuallyRow(t, pool, "nothing is held back", `SELECT NOT (`+heldBack+`)`)
+	mustStop(t, w)
+}

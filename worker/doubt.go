@@ -37,6 +37,7 @@ func (l *life) recheck(ctx context.Context) {
 		l.adopt(ctx)
 		l.sweepMoot(ctx)
 		l.expireResults(ctx)
+		l.endCancelled(ctx)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
 				after[k] = l.recheckKind(ctx, k, after[k])
@@ -101,6 +102,9 @@ func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 			continue // it stays listed, and is asked about again
 		}
 		silent = 0
+		if !done && k.Effect() == ledger.Once {
+			continue // it was not seen yet, which is no proof: nothing says how long that may take
+		}
 		verdict := ledger.Verdict{Done: done, Evidence: ledger.DoneCheck, By: "done-check", Why: "asked again by " + l.config.Name, Result: result}
 		if err := l.resolve(ctx, k, o, verdict); errors.Is(err, ledger.ErrChanged) {
 			continue // another worker, or an operator, was faster

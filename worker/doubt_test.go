@@ -143,3 +143,24 @@ SELECT nextval('oncemore.fence'), 'in_doubt', now(), 0, 0, 0, 0, t.id, 1, '1', '
 	eventuallyRow(t, pool, "what nobody has in hand is given back", `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = '7' AND owner IS NULL)`)
 	mustStop(t, w)
 }
+
+// Of what may happen once a done-check can say that it did. That it did not see it is no proof, since
+// nobody has said how long it may take to be seen: so it ends no doubt, and begins nothing.
+func TestADoneCheckEndsADoubtOfOnceOnlyBySayingThatItHappened(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var asked, worked tally
+	var seen atomic.Bool
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once,
+		Done: func(_ context.Context, l letter) (bool, error) { asked.add(l.Entity()); return seen.Load(), nil },
+		Do:   func(_ context.Context, l letter) error { worked.add(l.Entity()); return errTrouble }})
+	w := begin(t, pool, set, worker.Config{Recheck: 10 * time.Millisecond})
+	enqueue(t, pgq(pool), letter{1})
+	eventually(t, "it was asked about again, and again", func() bool { return asked.sum() > 3 })
+	if got := standing(t, pool, "1"); got != "in_doubt 1" || worked.sum() != 1 {
+		t.Errorf("%s, worked %d times", got, worked.sum())
+	}
+	seen.Store(true)
+	eventually(t, "the doubt is over", func() bool { return standing(t, pool, "1") == "done c 1" })
+	mustStop(t, w)
+}

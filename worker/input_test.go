@@ -393,3 +393,26 @@ func TestAPoolOfTwoConnectionsIsEnoughForSixteenSlots(t *testing.T) {
 		t.Errorf("%d effects, want 400", n)
 	}
 }
+
+// No producer may send so much. But a source is our own table, and nobody else brings what is in it.
+func TestArgumentsOfASourceMayBeLongerThanAMessageOfAProducer(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var done tally
+	set := newSet(t, jobs.Job[note]{Effect: jobs.Repeatable, Source: jobs.SQL[note](`SELECT '1' AS entity, 1 AS id, repeat('x', 70000) AS text`),
+		Do: func(_ context.Context, n note) error {
+			if len(n.Text) != 70000 {
+				t.Errorf("the text has %d bytes", len(n.Text))
+			}
+			if done.add("1") == 1 {
+				return errTrouble
+			}
+			return nil
+		}, Policy: jobs.Policy{Backoff: quickly}})
+	w := begin(t, pool, set, quietly(t))
+	rerun(t, pool, worker.Order{Type: "note"})
+	if got := awaitRun(t, pool, 1); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" || done.sum() != 2 {
+		t.Errorf("the run: %s, tried %d times", got, done.sum())
+	}
+	mustStop(t, w)
+}

@@ -36,7 +36,7 @@ func (l *life) pump(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, hold 
 		return err
 	}
 	r.tune(b, child)
-	onTheWay, err := inFlight(ctx, tx, r, child)
+	onTheWay, err := inFlight(ctx, tx, r)
 	if err != nil {
 		return err
 	}
@@ -241,8 +241,8 @@ func (l *life) rule(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, entit
 }
 
 // inFlight counts the messages of the run that wait or are being worked.
-func inFlight(ctx context.Context, tx pgx.Tx, r *rerun, child *kind) (n int, err error) {
-	err = tx.QueryRow(ctx, `SELECT count(*) FROM oncemore.message WHERE run = $1 AND type = $2`, r.id, child.name).Scan(&n)
+func inFlight(ctx context.Context, tx pgx.Tx, r *rerun) (n int, err error) {
+	err = tx.QueryRow(ctx, `SELECT count(*) FROM oncemore.message WHERE run = $1`, r.id).Scan(&n)
 	return n, err
 }
 
@@ -297,7 +297,7 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 	if onTheWay {
 		// What failed and will be tried again keeps a message on its way: that alone is no reason to wait.
 		var fresh bool
-		if err := tx.QueryRow(ctx, canaryFreshSQL, r.id, child.name, child.ID).Scan(&fresh); err != nil || fresh {
+		if err := tx.QueryRow(ctx, canaryFreshSQL, r.id, child.ID).Scan(&fresh); err != nil || fresh {
 			return err
 		}
 	}
@@ -335,8 +335,8 @@ const (
 	canaryFreshSQL = `
 SELECT EXISTS (
     SELECT FROM oncemore.message m CROSS JOIN LATERAL unnest(m.entities) AS e(entity)
-    WHERE m.run = $1 AND m.type = $2
-    AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $3 AND c.entity = e.entity COLLATE "C"
+    WHERE m.run = $1
+    AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C"
                     AND c.trouble IS NOT NULL AND NOT (` + ledger.CalledSQL + ` AND m.deferred = 0)))`
 
 	canarySQL = `

@@ -177,10 +177,18 @@ func (w *Worker) registerRerun(ctx context.Context, k *kind) error {
 		FanOut: func(jobs.Args) jobs.Source { return jobs.Source{} },
 		Policy: jobs.Policy{Timeout: planTimeout, Attempts: 10, PackSize: 1, Priority: rerunPriority, Backoff: jobs.DefaultBackoff}}
 	c := &kind{Erased: e, name: name, rerunOf: k, Type: ledger.Type{Name: name, Effect: e.Effect, Timeout: e.Timeout}}
-	if err := w.ledger.Declare(ctx, &c.Type, ""); err != nil {
+	var before []string
+	for _, alias := range k.Aliases {
+		before = append(before, rerunPrefix+alias)
+	}
+	if err := w.ledger.Declare(ctx, &c.Type, "", before...); err != nil {
 		return err
 	}
 	w.kinds[name] = c
+	// A run goes on when its type has another name: its messages have the one of when it was begun.
+	for _, name := range before {
+		w.kinds[name] = c
+	}
 	return nil
 }
 

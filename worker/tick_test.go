@@ -339,3 +339,27 @@ func TestWhetherATickHasEndedIsAskedOfIndexes(t *testing.T) {
 		t.Errorf("%v\n%s", err, plan)
 	}
 }
+
+// The database's clock was ten hours ahead for a moment. What was given up then, for later ticks that
+// made up for it, is due when its time comes; what started then has started.
+func TestWhatWasGivenUpByAClockThatWasAheadStartsWhenItIsDue(t *testing.T) {
+	c := newClockwork(t, hourly("bell"))
+	c.at(10*time.Hour + time.Minute)
+	if !ask(t, c.pool, `SELECT count(*) FILTER (WHERE outcome = 'missed') = 9 AND count(*) FILTER (WHERE outcome = 'started') = 1 FROM oncemore.schedule_tick`) {
+		t.Error("the clock that was ahead did not decide")
+	}
+	c.works()
+	c.now = noon
+	mustExec(t, c.pool, `UPDATE oncemore.schedule SET cursor = $1, next_at = $2`, noon.Add(time.Minute), noon.Add(time.Hour)) // as pausing and resuming does
+	for h := 1; h <= 10; h++ {
+		c.at(time.Duration(h) * time.Hour)
+		c.works()
+	}
+	var told string
+	if err := c.pool.QueryRow(t.Context(), `SELECT string_agg(outcome || ' ' || n, ', ' ORDER BY outcome) FROM (SELECT outcome, count(*) AS n FROM oncemore.schedule_tick GROUP BY 1) x`).Scan(&told); err != nil {
+		t.Fatal(err)
+	}
+	if told != "started 10" {
+		t.Error(told)
+	}
+}

@@ -1,6 +1,7 @@
 package ledgerhttp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -222,4 +223,74 @@ func TestABodyThatWasReadBeforeIsNotTakenForAnEmptyOne(t *testing.T) {
 		s.want(name+", chunked", s.post("k", "token=7&item=tea", form, chunked).said(), "500 request-consumed")
 		s.want("no body", s.post("none", "", form).status, http.StatusCreated)
 	}
+}
+
+// Where callers are known by a signature over the body, Scope reads it, and puts it back.
+func TestABodyThatScopePutsBackIsComparedAndHandled(t *testing.T) {
+	pool := newShop(t).pool
+	keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Log: quiet(), Scope: func(r *http.Request) (string, error) {
+		all, err := io.ReadAll(r.Body)
+		_ = r.Body.Close()
+		r.Body = io.NopCloser(bytes.NewReader(all))
+		return "anna", err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{T: t, pool: pool, keys: keys, mux: http.NewServeMux()}
+	s.serve()
+	s.guard(ledgerhttp.Operation{Optional: true}, order)
+	first := s.post("k", "tea")
+	s.want("with a key", fmt.Sprint(first.status, " ", first.body), "201 order 1: tea\n")
+	s.again(first, "k", "tea")
+	s.want("another body", s.post("k", "coffee").said(), "422 key-reused")
+	s.want("without a key", s.post("", "cake").body, "order 2: cake\n")
+}
+
+// Without a key nothing is compared. But a handler would take the body for an empty one.
+func TestABodyThatIsLostIsNotHandledWithoutAKeyEither(t *testing.T) {
+	pool := newShop(t).pool
+	keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Log: quiet(), Scope: func(r *http.Request) (string, error) {
+		if r.FormValue("token") == "" {
+			_, _ = io.Copy(io.Discard, r.Body)
+		}
+		return "anna", nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{T: t, pool: pool, keys: keys, mux: http.NewServeMux()}
+	s.serve()
+	s.guard(ledgerhttp.Operation{Optional: true}, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.FormValue("item")) })
+	s.want("lost", s.post("", "tea").said(), "500 request-consumed")
+	form := with("Content-Type", "application/x-www-form-urlencoded")
+	s.want("a form, which a handler has all the same", s.post("", "token=7&item=tea", form).body, "tea")
+}
+
+// A client that reads slowly what was not done holds nothing in the database.
+func TestARefusalWithoutAKeyIsRolledBackBeforeItIsSent(t *testing.T) {
+	s := newShop(t)
+	const long = 64 << 20
+	s.guard(ledgerhttp.Operation{Optional: true, MaxResponse: long}, func(w http.ResponseWriter, r *http.Request) {
+		order(discard{http.Header{}}, r)
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = w.Write(make([]byte, long))
+	})
+	r, err := http.NewRequestWithContext(t.Context(), "POST", s.srv.URL+"/orders", strings.NewReader("tea"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-Caller", "anna")
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	s.want("status", resp.StatusCode, http.StatusBadRequest)
+	s.want("open transactions", s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`), 0)
+	n, err := io.Copy(io.Discard, resp.Body) // it had not been sent whole
+	if err != nil || n != long {
+		t.Error(n, err)
+	}
+	s.tally(0, 0, 0)
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,7 +68,7 @@ var ErrUnavailable = errors.New("who calls cannot be found out now")
 var errClosing = errors.New("the server is shutting down")
 
 // New returns Keys on the database of pool, whose schema must be current (see package
-// migrations). Until [Keys.Close] it looks once a minute for expired answers, in 32 MB of them, and for what
+// migrations). Until [Keys.Close] it looks once a minute for expired answers, in a part of them, and for what
 // processes that died left behind, and deletes that.
 func New(pool *pgxpool.Pool, c Config) (*Keys, error) {
 	if c.Scope == nil {
@@ -103,15 +104,17 @@ func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}
 	g := &guarded{Keys: k, op: o, next: next, kind: ledger.Type{Name: o.Name, Effect: o.Effect, Timeout: o.Timeout, Checked: o.Check != nil, Requests: true}}
+	g.keyType = append(slices.Clone(o.Aliases), o.Name)[0]
 	if err := k.ledger.Declare(ctx, &g.kind, "", o.Aliases...); err != nil {
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}
 	if g.try = g.outside; o.Effect == ledger.InTransaction {
 		g.try = g.inTransaction
-		// It is not asked for each request whether there is a claim, so there must be none.
+		// It is not asked for each request whether there is a claim, so there must be none. Programs of
+		// before make new ones, so this finds a mistake, and does not make it safe: see Operation.Effect.
 		for _, err := range k.ledger.Opens(ctx, &g.kind, ledger.NoTrouble, "", 1) {
 			if err == nil {
-				err = errors.New("requests are open from when its effect was outside: let them end, or resolve them, before it is in transaction")
+				err = errors.New("requests are open from when its effect was outside, which nobody would look at: an effect that comes into the transaction makes another operation, so give it another Name, and no alias")
 			}
 			return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 		}

@@ -25,12 +25,15 @@ const (
 type Operation struct {
 	// Name is the method and route pattern, as given to http.ServeMux: "POST /orders". It is
 	// the job type's name in the ledger, and part of every key, so it is for ever: a renamed
-	// operation lists its earlier names as Aliases, and keeps its facts.
+	// operation lists its earlier names as Aliases, the oldest first, and keeps its facts. Effect
+	// keys are made of the first.
 	Name    string
 	Aliases []string
 
 	// Effect is the class of the handler's effect. Zero: the effect is in our Postgres, written
-	// through [Tx]. Else it is outside, and the class says what a crash may mean.
+	// through [Tx]. Else it is outside, and the class says what a crash may mean. What moves from
+	// outside into the transaction, or back, is another operation, with another Name and no alias of
+	// this one: while a fleet is being replaced the two would not see each other's requests.
 	Effect ledger.Effect
 
 	// Check asks the world whether the effect of a request happened, of which an earlier attempt

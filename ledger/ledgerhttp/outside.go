@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -20,6 +21,7 @@ func (g *guarded) outside(req *request) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
+	looked := time.Now() // before: so what is added to the server's time is too much, if anything
 	standings, err := g.ledger.Look(ctx, &g.kind, []ledger.Want{req.want})
 	if err != nil {
 		return outcome{}, err
@@ -43,7 +45,7 @@ func (g *guarded) outside(req *request) (outcome, error) {
 	if !g.take(h) {
 		return outcome{busy: true}, nil
 	}
-	at := &attempt{guarded: g, req: req, lease: lease, hand: h, verify: st.Verify}
+	at := &attempt{guarded: g, req: req, lease: lease, hand: h, verify: st.Verify, standing: *st, looked: looked}
 	claims, err := g.ledger.Claim(ctx, &g.kind, lease.ID, []ledger.Candidate{{Want: req.want, Standing: *st, Args: described(req)}})
 	if err != nil || !claims[0].Won {
 		g.drop(h)
@@ -94,6 +96,9 @@ type attempt struct {
 	hand   hand // held until the end is recorded
 	claim  ledger.Claim
 	verify bool // the world is to be asked first
+
+	standing ledger.Standing // that it was decided on
+	looked   time.Time       // when, by our clock
 }
 
 // make runs the handler and records how it ended. The claim is durable: from here on a
@@ -104,7 +109,7 @@ func (at *attempt) make() (outcome, error) {
 	ctx, end := context.WithCancelCause(timed)
 	defer end(nil)
 	defer context.AfterFunc(at.lease.Context(), func() { end(context.Cause(at.lease.Context())) })()
-	c := &call{effectKey: ledger.EffectKey(at.kind.Name, at.req.want.Entity, at.claim.Epoch)}
+	c := &call{effectKey: ledger.EffectKey(at.keyType, at.req.want.Entity, at.claim.Epoch)}
 	ctx = context.WithValue(ctx, callKey{}, c)
 
 	ended := false
@@ -150,6 +155,8 @@ func (at *attempt) work(ctx context.Context, c *call) (record func() (outcome, e
 		return func() (outcome, error) { return at.leaveSaying(unavailable, ledger.Returned, true, "") }
 	case ctx.Err() != nil || !at.lease.Alive():
 		return notBegun
+	case !at.verify && ledger.MustVerify(&at.kind, at.standing.Open, at.standing.Now.Add(time.Since(at.looked))):
+		return notBegun // while we waited for a connection the provider may have forgotten the key
 	}
 	c.absent.Store(false) // what Check said of it was of an earlier attempt
 	a, err := at.run(ctx, at.req)
@@ -251,7 +258,7 @@ func (at *attempt) complete(a *answer, evidence ledger.Evidence) (outcome, error
 
 func (at *attempt) tryComplete(ctx context.Context, o *ledger.Outcome, a *answer) (lost bool, err error) {
 	var mine []bool
-	tx, err := at.begin(ctx, func(b *pgx.Batch) { mine = ledger.QueueHold(b, &at.kind, recordTime, []*ledger.Outcome{o}) })
+	tx, err := at.begin(ctx, idleGrace, func(b *pgx.Batch) { mine = ledger.QueueHold(b, &at.kind, recordTime, []*ledger.Outcome{o}) })
 	if err != nil {
 		return false, err
 	}

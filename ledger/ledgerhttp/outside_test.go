@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/oncemore-jobs/oncemore/integration_test/pgproxy"
 	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/ledger/ledgerhttp"
 )
@@ -270,17 +272,23 @@ SELECT nextval('oncemore.fence'), w.id, now(), now(), 0, 0, 0, 0, t.id, 1, $1, '
 	s.want("claims", s.claims(), 0)
 }
 
+// diedOver leaves the claim of another process, which was declared dead, on the request with key.
+func (s *shop) diedOver(key string) {
+	s.Helper()
+	if _, err := s.pool.Exec(s.Context(), `
+WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at, cause) VALUES ('another', now(), now(), 'lapsed') RETURNING id)
+INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), dead.id, now(), now(), 0, 0, 0, 0, t.id, 1, $1, '' FROM dead, oncemore.job_type t`, ledgerhttp.EntityOf("POST", "anna", key)); err != nil {
+		s.Fatal(err)
+	}
+}
+
 // A process was declared dead when its last transaction was about to commit. Who asks meanwhile
 // waits for that, and is not told of a doubt that is then none.
 func TestALateCommitOfTheDeadIsNotADoubt(t *testing.T) {
 	s := newShop(t)
 	s.guard(ledgerhttp.Operation{Effect: ledger.Once}, s.charge)
-	if _, err := s.pool.Exec(t.Context(), `
-WITH dead AS (INSERT INTO oncemore.worker (name, expires, dead_at, cause) VALUES ('another', now(), now(), 'lapsed') RETURNING id)
-INSERT INTO oncemore.claim (fence, owner, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), dead.id, now(), now(), 0, 0, 0, 0, t.id, 1, $1, '' FROM dead, oncemore.job_type t`, ledgerhttp.EntityOf("POST", "anna", "k")); err != nil {
-		t.Fatal(err)
-	}
+	s.diedOver("k")
 	last, err := s.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -378,4 +386,67 @@ func TestAnOperationWithAnOutsideEffectIsNotTurnedIntoOneInTransactionWhileReque
 	if _, err := s.keys.Guard(t.Context(), ledgerhttp.Operation{Name: "POST /orders"}, http.HandlerFunc(order)); err == nil || !strings.Contains(err.Error(), "requests are open") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// A request was interrupted by a deploy that gives its operation another name. Its provider must not
+// take what the next attempt sends for new work.
+func TestARenamedOperationKeepsItsEffectKeys(t *testing.T) {
+	s := newShop(t)
+	fails := func(w http.ResponseWriter, r *http.Request) {
+		s.charge(discard{http.Header{}}, r)
+		w.WriteHeader(http.StatusGatewayTimeout)
+	}
+	s.guard(ledgerhttp.Operation{Name: "POST /pay/{shop}", Effect: ledger.Keyed(time.Hour)}, fails)
+	s.want("before", s.post("k", "tea", to(s.srv.URL+"/pay/7")).status, http.StatusGatewayTimeout)
+	s = openShop(t, s.pool, s.pool)
+	s.guard(ledgerhttp.Operation{Name: "POST /pay/{id}", Aliases: []string{"POST /pay/{shop}"}, Effect: ledger.Keyed(time.Hour)}, s.charge)
+	s.want("after", s.post("k", "tea", to(s.srv.URL+"/pay/7")).status, http.StatusCreated)
+	s.want("effects", s.count(`SELECT count(*) FROM orders`), 2)
+	s.want("effect keys", s.count(`SELECT count(DISTINCT item) FROM orders`), 1)
+}
+
+// Inside its horizon a provider knows our key. The last look at the clock comes when there is
+// nothing more to wait for.
+func TestNothingBeginsWhoseHorizonHasPassedWhileItsClaimWasWaitedFor(t *testing.T) {
+	s, decide := newFaultyShop(t)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Keyed(3 * time.Second), Timeout: time.Second, Wait: 10 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
+		s.charge(w, r)
+	})
+	s.diedOver("k") // a moment ago
+	var slow sync.Once
+	decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if slices.ContainsFunc(b.Names, func(name string) bool { return name == "claim: take over" }) {
+			slow.Do(func() { time.Sleep(2200 * time.Millisecond) })
+		}
+		return pgproxy.Pass
+	})
+	s.want("reply", s.post("k", "tea").said(), "409 outcome-unknown")
+	s.tally(0, 0, 0)
+}
+
+// The machine is cut off between the fact of an outside effect and its answer. What it has locked is
+// free again soon, and not when the server finds out by itself.
+func TestTheServerEndsARecordingThatGoesNoFurther(t *testing.T) {
+	s, decide := newFaultyShop(t)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Once}, s.charge)
+	var stuck, cut atomic.Bool
+	on := make(chan struct{})
+	defer sync.OnceFunc(func() { close(on) })()
+	decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if slices.Contains(b.Names, "response: store") && cut.CompareAndSwap(false, true) {
+			stuck.Store(true)
+			<-on
+		}
+		return pgproxy.Pass
+	})
+	answered := s.async("k", "tea")
+	idle := func() int {
+		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`)
+	}
+	eventually(t, "it is stuck", func() bool { return stuck.Load() && idle() == 1 })
+	eventually(t, "the server has ended it", func() bool { return idle() == 0 })
+	s.want("claims", s.claims(), 1)
+	on <- struct{}{}
+	s.again(within(t, "it is recorded after all", answered), "k", "tea")
+	s.tally(1, 1, 1)
 }

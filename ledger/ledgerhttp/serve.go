@@ -19,6 +19,8 @@ type guarded struct {
 	kind ledger.Type
 	next http.Handler
 	try  func(*request) (outcome, error) // inTransaction or outside
+
+	keyType string // the operation's first name: effect keys are made of it, so that a new name makes no new work of a request
 }
 
 // A request is one that has been read whole.
@@ -124,7 +126,10 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 	if p != nil {
 		return nil, p
 	}
-	r.Body = before.ReadCloser
+	restored := r.Body != io.ReadCloser(before)
+	if !restored {
+		r.Body = before.ReadCloser
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, g.op.MaxRequest))
 	if err != nil {
 		p := unreadable
@@ -133,8 +138,11 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 		}
 		return nil, &p
 	}
-	if key != "" && (before.read || len(body) == 0 && (r.ContentLength > 0 || len(r.PostForm) > 0 || r.MultipartForm != nil)) {
-		// Two requests with different bodies would be taken for the same one.
+	lost := before.read && !restored
+	form := len(r.PostForm) > 0 || r.MultipartForm != nil // what was in it is there, for a handler
+	if key != "" && (lost || len(body) == 0 && (r.ContentLength > 0 || form)) || lost && !form {
+		// Two requests with different bodies would be taken for the same one. Without a key, a handler
+		// would take the body for an empty one.
 		g.log.Error("request refused: its body was read before it was compared, by Scope or by a middleware around the operation; let them restore it", "operation", g.op.Name)
 		return nil, &consumed
 	}

@@ -87,7 +87,8 @@ func (g *guarded) known(ctx context.Context, want ledger.Want) (outcome, error) 
 		}
 		st := &standings[0]
 		switch {
-		case st.Reason.Run() && st.Open != nil:
+		case st.Reason.Run() && st.Open != nil,
+			st.Reason == ledger.InDoubt && st.Open.Trouble != ledger.Doubtful: // nobody has listed it: the next request does
 			return unfinished.outcome(), nil
 		case st.Reason.Run() && g.op.Effect != ledger.InTransaction:
 			return unknown.outcome(), nil

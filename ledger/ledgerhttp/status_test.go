@@ -160,3 +160,16 @@ func TestAnOutsideRequestIsOngoingOnTheStatusPage(t *testing.T) {
 	close(on)
 	s.same(within(t, "the first is answered", first), s.ask("POST /orders", "k"))
 }
+
+// Only a request puts in doubt what a dead process left, so that an operator finds it. Who asks for
+// the status is told to send it again, not to wait for somebody who knows nothing of it.
+func TestTheStatusPageTellsOfNoDoubtThatIsNotListed(t *testing.T) {
+	s := askable(t)
+	s.guard(ledgerhttp.Operation{Effect: ledger.Once}, s.charge)
+	s.diedOver("k")
+	s.want("before", s.ask("POST /orders", "k").said(), "409 request-unfinished")
+	s.want("doubts", s.count(`SELECT count(*) FROM oncemore.claim WHERE trouble = 'in_doubt'`), 0)
+	s.want("sent again", s.post("k", "tea").said(), "409 outcome-unknown")
+	s.want("doubts", s.count(`SELECT count(*) FROM oncemore.claim WHERE trouble = 'in_doubt'`), 1)
+	s.want("after", s.ask("POST /orders", "k").said(), "409 outcome-unknown")
+}

@@ -46,21 +46,22 @@ func (k *Keys) tidy(ctx context.Context) error {
 // Answers have no index by the time at which they expire: every request would pay for that, and all
 // it would be good for is to delete them soon, which nobody waits for. So their table is read, from
 // its beginning to its end and again, a stretch at a time: 32 MB a minute, which is some 30 ms of
-// the server's time, and a gigabyte in half an hour. Processes that do not live that long begin
-// somewhere.
+// the server's time, and all of it within an hour, however much comes in. Processes that do not live
+// that long begin somewhere.
 const (
 	stretchPages  = 128 // of 8 kB, that one statement reads
-	stretchesEach = 32  // minute
+	stretchesEach = 32  // minute, at least
 )
 
 // expireNext deletes what has expired in the next stretches, and notes how far it came.
 func (k *Keys) expireNext(ctx context.Context) error {
 	first := k.stretch
-	for range stretchesEach {
+	for i, most := int64(0), int64(stretchesEach); i < most; i++ {
 		_, stretches, err := k.expireIn(ctx, k.stretch)
 		if err != nil {
 			return err
 		}
+		most = max(stretchesEach, stretches/60)
 		if k.stretch = (k.stretch + 1) % stretches; k.stretch == first {
 			return nil // that was all of it
 		}

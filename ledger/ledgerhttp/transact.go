@@ -132,7 +132,7 @@ func (g *guarded) forget(w http.ResponseWriter, req *request) {
 		g.log.Error("request without a key not brought to its end", "operation", g.op.Name, "error", err)
 		g.refuse(w, unkept)
 	}
-	tx, err := g.begin(ctx, func(*pgx.Batch) {})
+	tx, err := g.begin(ctx, g.op.Timeout+idleGrace, func(*pgx.Batch) {})
 	if err != nil {
 		fail(err)
 		return
@@ -146,6 +146,7 @@ func (g *guarded) forget(w http.ResponseWriter, req *request) {
 		fail(err)
 		return
 	}
+	tx.rollback() // before somebody reads slowly what was not done
 	a.write(w)
 }
 

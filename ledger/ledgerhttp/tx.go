@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,14 +25,19 @@ type transaction struct {
 	ended atomic.Bool // the connection is no longer ours; set before it is given back
 }
 
-// begin begins a transaction, and does first in it.
-func (g *guarded) begin(ctx context.Context, first func(*pgx.Batch)) (*transaction, error) {
+// begin begins a transaction, and does first in it. A process that is frozen, or cut off, must not
+// hold its locks for ever: the server ends a transaction that idles longer than idle; 0: first says
+// how long that is.
+func (g *guarded) begin(ctx context.Context, idle time.Duration, first func(*pgx.Batch)) (*transaction, error) {
 	conn, err := g.pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
 	b := &pgx.Batch{}
 	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted}) // said aloud: others' facts must be seen
+	if idle > 0 {
+		b.Queue(`/* transaction: bound its idling */ SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, strconv.FormatInt(idle.Milliseconds(), 10))
+	}
 	first(b)
 	results := conn.SendBatch(ctx, b)
 	t := &transaction{tx: results.Tx(), conn: conn}
@@ -45,9 +52,7 @@ func (g *guarded) begin(ctx context.Context, first func(*pgx.Batch)) (*transacti
 // there. [ledger.ErrBusy]: another transaction is about to have it.
 func (g *guarded) hold(ctx context.Context, want ledger.Want) (*transaction, error) {
 	var mine *bool
-	t, err := g.begin(ctx, func(b *pgx.Batch) {
-		// A frozen process must not hold its locks for ever: the server ends a transaction that
-		// idles longer than a handler may take.
+	t, err := g.begin(ctx, 0, func(b *pgx.Batch) {
 		mine = ledger.QueueHoldFirst(b, &g.kind, holdPatience, g.op.Timeout+idleGrace, want)
 	})
 	switch {

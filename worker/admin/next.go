@@ -26,6 +26,9 @@ func next(t *Type, o *Open, now time.Time) string {
 		}
 		return "wait: the done-check is asked when the effect has had its time to show"
 	case ledger.Failed:
+		if o.Attempts == 0 && o.Run != 0 {
+			return fmt.Sprintf("run %d has called it again; if that has ended, 'retry' it", o.Run)
+		}
 		return "mend the cause, then 'retry' it"
 	case ledger.InDoubt:
 		return nextOfDoubt(t, o)
@@ -52,6 +55,8 @@ func nextOfDoubt(t *Type, o *Open) string {
 		return "its next message puts it in doubt; if none comes, 'retry' sends one"
 	case o.State != string(ledger.Doubtful):
 		return "its provider may have forgotten the key: its next message puts it in doubt"
+	case t.Checked && t.Effect == ledger.Once:
+		return "workers ask its done-check whether it happened; that it did not only you can say, with 'doubt resolve'"
 	case t.Checked || t.Effect.NeedsCheck():
 		return "workers ask its done-check again; who knows the answer says it with 'doubt resolve'"
 	}

@@ -88,6 +88,9 @@ func (op *Operator) Preview(ctx context.Context, jobType string, s plan.Selectio
 		if t, err = FindType(ctx, tx, op.Set, jobType); err != nil {
 			return err
 		}
+		if err := t.carriable(); err != nil {
+			return err
+		}
 		p.Type, sv.Subject = t.Name, t.subject()
 		if p.Going, err = goingRun(ctx, tx, t, s.Key()); err != nil || t.source.InGo() {
 			return err

@@ -10,11 +10,24 @@ import (
 	"github.com/oncemore-jobs/oncemore/worker"
 )
 
+// LeftAlone says why pause, resume or rm would leave s as it is; empty: they would not.
+func (s *Schedule) LeftAlone(act string) string {
+	switch {
+	case act == "pause" && s.Paused != nil:
+		return "is paused: " + *s.Paused
+	case act == "resume" && s.Paused == nil:
+		return "is not paused"
+	case act == "rm" && s.FromCode && !s.Orphaned:
+		return "is declared by programs, which would write it again: take it out there, or pause it"
+	}
+	return ""
+}
+
 // PauseSchedule has a schedule tick no more. Its times pass, and are not caught up later.
 func (op *Operator) PauseSchedule(ctx context.Context, name, reason string) (*Result, error) {
 	return op.actOnSchedule(ctx, "schedule-pause", name, reason, func(a *act, s *Schedule) error {
-		if s.Paused != nil {
-			a.leave(name, "is paused: "+*s.Paused)
+		if why := s.LeftAlone("pause"); why != "" {
+			a.leave(name, why)
 			return nil
 		}
 		return a.change(ctx, name, pauseScheduleSQL, name, because(reason, op.Actor))
@@ -24,8 +37,8 @@ func (op *Operator) PauseSchedule(ctx context.Context, name, reason string) (*Re
 // ResumeSchedule has a paused one tick again, from now on.
 func (op *Operator) ResumeSchedule(ctx context.Context, name, reason string) (*Result, error) {
 	return op.actOnSchedule(ctx, "schedule-resume", name, reason, func(a *act, s *Schedule) error {
-		if s.Paused == nil {
-			a.leave(name, "is not paused")
+		if why := s.LeftAlone("resume"); why != "" {
+			a.leave(name, why)
 			return nil
 		}
 		a.entry.Detail = "was paused: " + *s.Paused
@@ -79,8 +92,8 @@ func (op *Operator) PutSchedule(ctx context.Context, s worker.Schedule, reason s
 // is deleted too; what they started goes on.
 func (op *Operator) DeleteSchedule(ctx context.Context, name, reason string) (*Result, error) {
 	return op.actOnSchedule(ctx, "schedule-delete", name, reason, func(a *act, s *Schedule) error {
-		if s.FromCode && !s.Orphaned {
-			a.leave(name, "is declared by programs, which would write it again: take it out there, or pause it")
+		if why := s.LeftAlone("rm"); why != "" {
+			a.leave(name, why)
 			return nil
 		}
 		a.entry.Detail = s.Spec + " " + s.Zone

@@ -158,6 +158,7 @@ func (s *Story) conclude(t *Type) {
 	}
 	for _, m := range s.waiting {
 		w.Epoch = max(w.Epoch, m.Epoch) // forced
+		w.Run = max(w.Run, m.Run)       // called again
 	}
 	if s.fact != nil {
 		f = &ledger.Fact{Entity: s.Entity, CompletedAt: s.fact.CompletedAt, Fingerprint: s.fact.Fingerprint,

@@ -280,3 +280,24 @@ func TestWhatAPauseHoldsBackIsToldToWaitForItsRun(t *testing.T) {
 		}
 	}
 }
+
+// What had failed and was called again by a run is not to be retried by hand: that would be a second
+// message, past what the run heeds.
+func TestWhatARunHasCalledAgainIsToldToWaitForIt(t *testing.T) {
+	s := newScene(t)
+	s.worker("anna")
+	s.kind("mail", ledger.Repeatable)
+	s.exec(`INSERT INTO oncemore.claim (fence, trouble, claimed_at, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), 'failed', now(), now(), 0, 0, 0, 3, t.id, 0, 'a', '{}' FROM oncemore.job_type t WHERE t.name = 'mail'`)
+	s.send(queue.Message{Type: "mail", Run: 3}, "a")
+	b := &pgx.Batch{}
+	pgqueue.Hold(b, 3)
+	s.ok(s.pool.SendBatch(t.Context(), b).Close())
+	if story := s.tell("mail", "a"); !strings.Contains(story.Next, "since its run is paused: 'runs resume 3'") || strings.Contains(story.Next, "retry") {
+		t.Error(story.Next)
+	}
+	list := s.opens(failed, admin.Filter{}, admin.Page{Limit: 10})
+	if len(list.Rows) != 1 || list.Rows[0].Next != "run 3 has called it again; if that has ended, 'retry' it" {
+		t.Errorf("%+v", list)
+	}
+}

@@ -114,7 +114,7 @@ func TestAnOperatorWhoEndsTheDoubtAboutARequestLeavesNoMessageBehind(t *testing.
 	if a := call(t, Options{}, "status", "--check", "--database-url", dsn); a.code != 0 {
 		t.Errorf("%+v", a)
 	}
-	for _, args := range [][]string{{"retry", "POST /orders", "--all", "--yes"}, {"enqueue", "POST /orders", "{}", "--entity", "x", "--yes"}} {
+	for _, args := range [][]string{{"retry", "POST /orders", "--all", "--yes"}, {"enqueue", "POST /orders", "{}", "--entity", "x", "--yes"}, {"rerun", "POST /orders", "--dry-run"}} {
 		if a := call(t, Options{}, append(args, "--database-url", dsn)...); a.code != 1 || !strings.Contains(a.err, "POST /orders: it comes as requests, which no worker takes") {
 			t.Errorf("%v: %+v", args, a)
 		}

@@ -47,6 +47,10 @@ func (p *program) scheduleActCommand(action, short, long string, mustReason bool
 			{cell(quoted(s.Name), wide), cell(s.Spec, narrow), s.Zone, cell(starts(s), narrow), cell(s.State, narrow)}}
 		out := &proposal{Action: "schedules " + action, Type: s.Type, Matched: 1, Sample: []*admin.Schedule{s}, rows: table, then: []string{then}}
 		out.what = action + " the schedule " + quoted(s.Name)
+		if why := s.LeftAlone(action); why != "" {
+			out.Matched, out.Sample, out.rows, out.Left = 0, []*admin.Schedule{}, nil, []admin.Left{{What: s.Name, Why: why}}
+			return out, nil
+		}
 		out.do = func(ctx context.Context) (*admin.Result, error) { return do(op, ctx, s.Name, m.reason) }
 		return out, nil
 	}, func(*cobra.Command, []string) error { return nil })

@@ -115,6 +115,9 @@ func TestSchedulesArePausedResumedRunAndRemoved(t *testing.T) {
 	if a := act(3, "pause", "--yes"); !strings.Contains(a.err, "is paused: the moon is full") {
 		t.Errorf("%+v", a)
 	}
+	if a := act(0, "pause", "--dry-run", "-o", "json"); decodeJSON[proposal](t, a.out).Matched != 0 {
+		t.Errorf("it would pause what is paused: %+v", a)
+	}
 	act(0, "run-now", "--yes")
 	if n := row[int](t, dsn, `SELECT count(*)::int FROM oncemore.schedule_tick WHERE outcome = 'queued' AND by_hand`); n != 1 {
 		t.Errorf("%d runs are asked for", n)

@@ -197,7 +197,7 @@ task is not needed.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "About to move the messages of %s, some %s, to %s.\n\nGo on? [y/N] ", state.From, thousands(int64(state.Waiting)), state.To)
+			fmt.Fprintf(cmd.ErrOrStderr(), "About to move %s messages of %s to %s.\n\nGo on? [y/N] ", moves(r, state), state.From, state.To)
 			if answer, _ := readLine(cmd.Context(), cmd.InOrStdin()); !slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(answer))) {
 				return errNotConfirmed
 			}
@@ -205,13 +205,13 @@ task is not needed.`,
 		said := time.Now()
 		r.Progress = func(s sqsqueue.RedriveState) {
 			if time.Since(said) > 2*time.Second {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s of some %s moved\n", thousands(int64(s.Moved)), thousands(int64(s.Waiting)))
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s moved\n", thousands(int64(s.Moved)), moves(r, s))
 				said = time.Now()
 			}
 		}
 		state, err := r.Run(cmd.Context())
 		if state.From != "" {
-			if e := writeRedrive(cmd, *output, r.DryRun, state); err == nil {
+			if e := writeRedrive(cmd, *output, r, state); err == nil {
 				err = e
 			}
 		}
@@ -220,16 +220,24 @@ task is not needed.`,
 	return cmd
 }
 
-func writeRedrive(cmd *cobra.Command, output string, dryRun bool, s sqsqueue.RedriveState) error {
+// moves is how many messages of those that s tells of r moves.
+func moves(r sqsqueue.Redrive, s sqsqueue.RedriveState) string {
+	if r.Max > 0 && r.Max < s.Waiting {
+		return thousands(int64(r.Max))
+	}
+	return "some " + thousands(int64(s.Waiting))
+}
+
+func writeRedrive(cmd *cobra.Command, output string, r sqsqueue.Redrive, s sqsqueue.RedriveState) error {
 	out := cmd.OutOrStdout()
 	if output == "json" {
 		return writeJSON(out, s)
 	}
-	if dryRun {
+	if r.DryRun {
 		for _, body := range s.Sample {
 			fmt.Fprintln(out, cell(body, wide))
 		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "dry run: it would move some %s messages from %s to %s\n", thousands(int64(s.Waiting)), s.From, s.To)
+		fmt.Fprintf(cmd.ErrOrStderr(), "dry run: it would move %s messages from %s to %s\n", moves(r, s), s.From, s.To)
 		return nil
 	}
 	t := newTable(out, "MOVED", "LEFT", "FROM", "TO")

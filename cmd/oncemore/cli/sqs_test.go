@@ -63,12 +63,16 @@ func TestSQSRedriveShowsAsksAndMoves(t *testing.T) {
 	if a.code != 0 || !strings.Contains(a.err, "some 15 messages") || strings.Count(a.out, `"type":"letter"`) != 10 {
 		t.Errorf("dry run: %+v", a)
 	}
+	a = call(t, Options{}, "sqs", "redrive", "dead", "--dry-run", "--max", "5")
+	if a.code != 0 || !strings.Contains(a.err, "would move 5 messages") {
+		t.Errorf("dry run of five: %+v", a)
+	}
 	a = call(t, Options{}, "sqs", "redrive", "dead")
 	if a.code != 2 || !strings.Contains(a.err, "--yes") || left(dead) != 15 {
 		t.Errorf("nobody is there to be asked: %+v", a)
 	}
 	a = callWith(t, Options{}, strings.NewReader("n\n"), true, "sqs", "redrive", "dead")
-	if a.code != 1 || !strings.Contains(a.err, "nothing was changed") || !strings.Contains(a.err, "some 15, to "+url) || left(dead) != 15 {
+	if a.code != 1 || !strings.Contains(a.err, "nothing was changed") || !strings.Contains(a.err, "About to move some 15 messages of "+dead+" to "+url) || left(dead) != 15 {
 		t.Errorf("no: %+v", a)
 	}
 	a = callWith(t, Options{}, strings.NewReader("y\n"), true, "sqs", "redrive", "dead", "--max", "5")
