@@ -48,8 +48,8 @@ func Verifiable(settle time.Duration) Effect { return ledger.Verifiable(settle) 
 // longer act; one that ignores it may be overtaken. A panic is a failed attempt.
 type Job[A Args] struct {
 	// Ready tells whether the work can be done at all yet; nil means always. Work that is
-	// not ready is no failure. With a Source it is left for a later call, since the source
-	// still names it; without one it comes again, up to a bound, and is then listed. An error,
+	// not ready is no failure. With a Source it is left for a later call, which finds it if the source
+	// names it then; without one it comes again, up to a bound, and is then listed. An error,
 	// a panic or a timeout is a failed attempt, which had no effect.
 	Ready func(ctx context.Context, a A) (bool, error)
 
@@ -83,7 +83,7 @@ type Job[A Args] struct {
 // Policy is how a job type is to be run. The zero Policy has sensible values.
 type Policy struct {
 	Version  int           // of the code; raise it to have finished work done again, where the effect may repeat
-	Queue    string        // the worker's queue that a fan-out of this type is sent to; "": the default one
+	Queue    string        // the Postgres queue of the worker that a fan-out of this type is sent to; "": the default one. Producers choose theirs themselves
 	Priority int           // of messages that a fan-out sends; higher first, -100 to 100
 	Timeout  time.Duration // of one attempt; 0: a minute
 	Attempts int           // before the entity is listed as failed; 0: 10

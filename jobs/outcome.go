@@ -96,8 +96,9 @@ type Attempt struct {
 	results map[string][]byte // by entity
 }
 
-// EffectKey is the key to give to a provider that ignores repeats: the same for every
-// attempt on this entity, another one only for forced work.
+// EffectKey is the key to give to a provider that ignores repeats: the same for every attempt on
+// this entity, but for work that was asked for anew: forced, of a newer SourceVersion, or of a tick
+// with Args.
 func (a *Attempt) EffectKey() string {
 	return ledger.EffectKey(cmp.Or(a.KeyType, a.JobType), a.Entity, a.Epoch)
 }

@@ -87,6 +87,9 @@ func (a *app) session(r *http.Request) (id string, err error) {
 		return "", err
 	}
 	err = a.db.QueryRow(r.Context(), `SELECT id::text FROM signup.session WHERE secret = $1 AND ends_at > clock_timestamp()`, cookie.Value).Scan(&id)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return "", fmt.Errorf("%w: %w", ledgerhttp.ErrUnavailable, err) // the caller may well be known
+	}
 	return id, err
 }
 
