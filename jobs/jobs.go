@@ -49,7 +49,8 @@ func Verifiable(settle time.Duration) Effect { return ledger.Verifiable(settle) 
 type Job[A Args] struct {
 	// Ready tells whether the work can be done at all yet; nil means always. Work that is
 	// not ready is no failure. With a Source it is left for a later call, which finds it if the source
-	// names it then; without one it comes again, up to a bound, and is then listed. An error,
+	// names it then; without one it comes again, up to a bound, and is then listed. What a run sent is
+	// counted at its end as not ready. An error,
 	// a panic or a timeout is a failed attempt, which had no effect.
 	Ready func(ctx context.Context, a A) (bool, error)
 

@@ -45,19 +45,22 @@ const noPart = "\x00"
 func partText(p any) string {
 	t := reflect.TypeOf(p)
 	if hasText(t) && (t.Kind() != reflect.Pointer || !reflect.ValueOf(p).IsNil()) {
-		if s, says := p.(fmt.Stringer); !says {
-			return fmt.Sprint(p)
-		} else if text, ok := said(s); ok {
+		if text, ok := textOf(p); ok {
 			return text
 		}
 	}
 	return fmt.Sprintf(noPart+"%T is no part of a key", p)
 }
 
-// said is what s says of itself; ok is false where that panics.
-func said(s fmt.Stringer) (text string, ok bool) {
+// textOf is what p says of itself, or what fmt writes of it; ok is false where that panics.
+func textOf(p any) (text string, ok bool) {
 	defer func() { _ = recover() }()
-	return s.String(), true
+	s, says := p.(fmt.Stringer)
+	if _, writes := p.(fmt.Formatter); says && !writes {
+		return s.String(), true
+	}
+	text = fmt.Sprint(p)
+	return text, !strings.HasPrefix(text, "%!v(PANIC=")
 }
 
 // What fmt asks for a text before, or instead of, looking at the value.

@@ -65,13 +65,14 @@ func TestAPartIsWrittenAsItsText(t *testing.T) {
 	type number int64
 	for want, part := range map[string]any{
 		"-7": int8(-7), "7": number(7), "18446744073709551615": ^uint64(0), "true": true, "1.5": 1.5, "a": tenant("a"),
-		"2.5s":         2500 * time.Millisecond,
-		"10.0.0.0%2F8": netip.MustParsePrefix("10.0.0.0/8"),
-		"123":          big.NewInt(123),
-		"[1 2]":        [2]byte{1, 2},
-		"[3 4]":        []number{3, 4},
-		"a%2Fb":        path{"a", "b"},
-		"code 7":       named(7),
+		"2.5s":            2500 * time.Millisecond,
+		"10.0.0.0%2F8":    netip.MustParsePrefix("10.0.0.0/8"),
+		"123":             big.NewInt(123),
+		"[1 2]":           [2]byte{1, 2},
+		"[3 4]":           []number{3, 4},
+		"a%2Fb":           path{"a", "b"},
+		"code 7":          named(7),
+		"0.1234567890123": big.NewFloat(0.1234567890123), // its String has ten digits
 	} {
 		if got := jobs.Key(part); got != want {
 			t.Errorf("%T is written as %q, want %q", part, got, want)

@@ -97,7 +97,9 @@ func reviveCarrier(ctx context.Context, tx pgx.Tx, run int64) error {
 		return err
 	}
 	m.Items[0].Args = json.RawMessage(args)
-	return pgqueue.New(nil, "").Tx(tx).Send(ctx, m) // the queue that every worker reads
+	b := &pgx.Batch{}
+	pgqueue.New(nil, "").SendBatch(b, m) // the queue that every worker reads
+	return tx.SendBatch(ctx, b).Close()
 }
 
 // SetRate changes how many entities the run sends in a second; 0 is as many as the

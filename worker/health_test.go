@@ -40,16 +40,22 @@ func TestADatabaseThatIsAwayMakesAWorkerNotReadyAndNotDead(t *testing.T) {
 	w := begin(t, pool, set, worker.Config{Lease: 2 * time.Second})
 	defer func() { _ = w.stop() }() // it may be just losing its lease
 	live, ready := worker.LiveHandler(w.Worker), worker.ReadyHandler(w.Worker)
-	isReady := func() bool { code, _ := probed(ready); return code == http.StatusOK }
+	isReady := func() bool {
+		if code, why := probed(live); code != http.StatusOK {
+			t.Errorf("a restart would not bring the database back, and the liveness probe asks for one: %s", why)
+		}
+		code, _ := probed(ready)
+		return code == http.StatusOK
+	}
 	eventually(t, "it is ready", isReady)
 
 	proxy.Pause()
 	proxy.CutAll()
 	eventually(t, "it is not ready", func() bool { return !isReady() })
-	eventually(t, "it waits for the database", func() bool { _, why := probed(ready); return strings.Contains(why, "waits for the database") })
-	if code, why := probed(live); code != http.StatusOK {
-		t.Errorf("a restart would not bring the database back, and the liveness probe asks for one: %s", why)
-	}
+	eventually(t, "it waits for the database", func() bool {
+		_, why := probed(ready)
+		return !isReady() && strings.Contains(why, "waits for the database")
+	})
 	if _, why := probed(ready); strings.Contains(why, "127.0.0.1") || strings.Contains(why, "postgres") {
 		t.Errorf("the probe tells strangers where the database is: %s", why)
 	}

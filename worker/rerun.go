@@ -185,9 +185,22 @@ func (w *Worker) registerRerun(ctx context.Context, k *kind) error {
 		return err
 	}
 	w.kinds[name] = c
-	// A run goes on when its type has another name: its messages have the one of when it was begun.
-	for _, name := range before {
-		w.kinds[name] = c
+	// A run goes on when its type has another name: its messages have the one of when it was begun. A
+	// name that has a number of its own is a kind of its own, or its run would not be found.
+	rows, _ := w.pool.Query(ctx, `SELECT t.name, t.id FROM oncemore.job_type t WHERE t.name = ANY ($1)`, before)
+	var alias string
+	var id int32
+	_, err := pgx.ForEachRow(rows, []any{&alias, &id}, func() error {
+		w.kinds[alias] = c
+		if id != c.ID {
+			own := *e
+			own.Type, own.KeyType = alias, alias
+			w.kinds[alias] = &kind{Erased: &own, name: alias, rerunOf: k, Type: ledger.Type{ID: id, Name: alias, Effect: e.Effect, Timeout: e.Timeout}}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look for the re-runs of earlier names of %s: %w", k.name, err)
 	}
 	return nil
 }

@@ -294,8 +294,8 @@ func TestAPausedRunBeginsNothingUntilItIsResumed(t *testing.T) {
 		eventuallyRow(t, h.pool, "what was on its way is done", `SELECT NOT EXISTS (SELECT FROM oncemore.message WHERE type = 'letter' AND visible_at < now() + interval '50 years')
 			AND NOT EXISTS (SELECT FROM oncemore.claim c JOIN oncemore.job_type t ON t.id = c.job_type AND t.name = 'letter')`)
 		before := h.worked.sum()
-		if before == 2000 {
-			t.Fatal("everything was done before the pause")
+		if before > 1000 {
+			t.Fatal("more was begun than a worker has in hand")
 		}
 		if n := count(t, h.pool, `SELECT count(*) FROM oncemore.ledger`); n != int64(before) {
 			t.Errorf("%d were worked, %d are done", before, n)
@@ -314,7 +314,7 @@ func TestACancelledRunLeavesWhatHasNotBegunMissing(t *testing.T) {
 		h.letGo()
 		eventuallyRow(t, h.pool, "the run has ended", `SELECT cancelled AND NOT complete AND ended_at IS NOT NULL FROM oncemore.run WHERE id = $1`, h.run)
 		eventuallyRow(t, h.pool, "nothing goes on", quiet)
-		if done := count(t, h.pool, `SELECT count(*) FROM oncemore.ledger`); done == 0 || done == 2000 {
+		if done := count(t, h.pool, `SELECT count(*) FROM oncemore.ledger`); done == 0 || done > 1000 {
 			t.Errorf("%d are done of what a cancelled run began", done)
 		}
 		rerun(t, h.pool, worker.Order{Type: "letter", Reason: "right text"})

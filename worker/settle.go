@@ -184,7 +184,9 @@ func (l *life) redo(k *kind, items []*item) {
 		m.Run, m.Pack = 0, 0
 		err := l.pool.QueryRow(l.record, `/* epoch: draw */ SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
 		if err == nil {
-			err = l.pg.Send(l.record, *m)
+			b := &pgx.Batch{}
+			l.pg.SendBatch(b, *m)
+			err = l.pool.SendBatch(l.record, b).Close()
 		}
 		if err != nil {
 			l.log.Error("late work not done again: its output may be of an older source", "type", k.name, "entity", it.Entity, "error", err)

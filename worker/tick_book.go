@@ -65,7 +65,8 @@ func (b *tickBook) sort(ticks []time.Time, more bool) (starts []due) {
 	return starts
 }
 
-// write records what was noted. A tick that is recorded already stays as it is.
+// write records what was noted. A tick that is recorded already stays as it is, unless it was given
+// up at a time that is yet to come.
 func (b *tickBook) write(ctx context.Context, tx pgx.Tx) error {
 	batch := &pgx.Batch{}
 	if len(b.ticks) > 0 {
@@ -80,9 +81,10 @@ func (b *tickBook) write(ctx context.Context, tx pgx.Tx) error {
 const (
 	noteTicksSQL = `
 /* schedule: note ticks */
-INSERT INTO oncemore.schedule_tick (schedule, tick, outcome, detail, at)
+INSERT INTO oncemore.schedule_tick AS t (schedule, tick, outcome, detail, at)
 SELECT $1, u.tick, u.outcome, u.detail, $5 FROM unnest($2::timestamptz[], $3::text[], $4::text[]) AS u (tick, outcome, detail)
-ON CONFLICT (schedule, tick) DO NOTHING`
+ON CONFLICT (schedule, tick) DO UPDATE SET outcome = excluded.outcome, detail = excluded.detail, at = excluded.at
+WHERE t.outcome IN ('skipped', 'missed') AND t.at > excluded.at`
 
 	lateTicksSQL = `
 /* schedule: give up ticks */

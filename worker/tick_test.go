@@ -363,3 +363,27 @@ func TestWhatWasGivenUpByAClockThatWasAheadStartsWhenItIsDue(t *testing.T) {
 		t.Error(told)
 	}
 }
+
+// The same of one that must wait: it is queued when it is due, though it was given up before.
+func TestWhatWasGivenUpByAClockThatWasAheadIsQueuedWhenItIsDue(t *testing.T) {
+	s := hourly("bell")
+	s.Overlap = worker.OverlapQueue
+	c := newClockwork(t, s)
+	c.at(10*time.Hour + time.Minute)
+	c.works()
+	c.now = noon
+	mustExec(t, c.pool, `UPDATE oncemore.schedule SET cursor = $1, next_at = $2`, noon.Add(time.Minute), noon.Add(time.Hour))
+	c.at(time.Hour)
+	c.at(2 * time.Hour)
+	told := func() string {
+		return text(t, c.pool, `SELECT string_agg(outcome, ' ' ORDER BY tick) FROM (SELECT outcome, tick FROM oncemore.schedule_tick ORDER BY tick LIMIT 2) x`)
+	}
+	if got := told(); got != "started queued" {
+		t.Error(got)
+	}
+	c.works()
+	c.at(2*time.Hour + time.Minute)
+	if got := told(); got != "started started" {
+		t.Error(got)
+	}
+}

@@ -206,6 +206,14 @@ func TestABodyThatWasReadBeforeIsNotTakenForAnEmptyOne(t *testing.T) {
 	for name, read := range map[string]func(*http.Request){
 		"a form": func(r *http.Request) { r.FormValue("token") },
 		"all":    func(r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); _ = r.Body.Close() },
+		"a part, which is put back": func(r *http.Request) {
+			some, _ := io.ReadAll(io.LimitReader(r.Body, 5))
+			r.Body = io.NopCloser(bytes.NewReader(some))
+		},
+		"behind something else": func(r *http.Request) {
+			r.Body = http.MaxBytesReader(nil, r.Body, 1<<20)
+			_, _ = io.Copy(io.Discard, r.Body)
+		},
 	} {
 		keys, err := ledgerhttp.New(pool, ledgerhttp.Config{Log: quiet(), Scope: func(r *http.Request) (string, error) {
 			read(r)

@@ -114,7 +114,7 @@ func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.
 		// before make new ones, so this finds a mistake, and does not make it safe: see Operation.Effect.
 		for _, err := range k.ledger.Opens(ctx, &g.kind, ledger.NoTrouble, "", 1) {
 			if err == nil {
-				err = errors.New("requests are open from when its effect was outside, which nobody would look at: an effect that comes into the transaction makes another operation, so give it another Name, and no alias")
+				err = errors.New("requests are open from when its effect was outside, which nobody would look at: an effect that comes into the transaction makes another operation, with another Name and another route; keep this one at its route")
 			}
 			return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 		}

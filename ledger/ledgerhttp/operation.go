@@ -32,8 +32,10 @@ type Operation struct {
 
 	// Effect is the class of the handler's effect. Zero: the effect is in our Postgres, written
 	// through [Tx]. Else it is outside, and the class says what a crash may mean. What moves from
-	// outside into the transaction, or back, is another operation, with another Name and no alias of
-	// this one: while a fleet is being replaced the two would not see each other's requests.
+	// outside into the transaction, or back, is another operation, with another Name and another route,
+	// beside this one: while a fleet is being replaced the two would not see each other's requests.
+	// (Under a new Name nothing is known of what was done under the old one. So the old route stays
+	// guarded by the old one: what is sent again there must not be done again.)
 	Effect ledger.Effect
 
 	// Check asks the world whether the effect of a request happened, of which an earlier attempt

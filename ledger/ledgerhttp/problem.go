@@ -28,7 +28,7 @@ var (
 	outcomeUnknown = problem{"outcome-unknown", http.StatusConflict, "The outcome of the earlier request is unknown", "An earlier try with this key was interrupted, and its effect may or may not have happened. It is not tried again until somebody has found out.", false}
 	expired        = problem{"response-expired", http.StatusConflict, "The request was done, and its response is no longer kept", "The operation was carried out for this key and will not be again. What it was answered is not known any more.", false}
 	gone           = problem{"response-gone", http.StatusGone, "The request was done, and its response is no longer kept", "The operation was carried out for this key. What it was answered is not known any more.", false}
-	unfinished     = problem{"request-unfinished", http.StatusConflict, "The request came to no final answer", "A try ended without one, and the next may be made: send the request again, with the same key.", false}
+	unfinished     = problem{"request-unfinished", http.StatusConflict, "The request came to no final answer", "A try ended without one. Send the request again, with the same key: it is tried if its effect may be, else it is said that nobody knows.", false}
 	unknown        = problem{"request-unknown", http.StatusNotFound, "No such request is known", "It has not come, or it failed and what it did was undone: send it again, with the same key.", false}
 	tooLarge       = problem{"request-too-large", http.StatusRequestEntityTooLarge, "The request is too large", "", false}
 	unreadable     = problem{"request-unreadable", http.StatusBadRequest, "The request could not be read", "", false}

@@ -138,7 +138,11 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 		}
 		return nil, &p
 	}
-	lost := before.read && !restored
+	lost := before.n > 0 && !restored
+	if restored { // all of it? Else it has ended here, and not there
+		_, _ = before.Read(make([]byte, 1))
+		lost = before.n > int64(len(body))
+	}
 	form := len(r.PostForm) > 0 || r.MultipartForm != nil // what was in it is there, for a handler
 	if key != "" && (lost || len(body) == 0 && (r.ContentLength > 0 || form)) || lost && !form {
 		// Two requests with different bodies would be taken for the same one. Without a key, a handler
@@ -156,15 +160,15 @@ func (g *guarded) read(w http.ResponseWriter, r *http.Request) (*request, *probl
 	return req, nil
 }
 
-// A watched body tells whether somebody has read of it, and is not closed by them.
+// A watched body tells how much of it somebody has read, and is not closed by them.
 type watched struct {
 	io.ReadCloser
-	read bool
+	n int64
 }
 
 func (b *watched) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.read = b.read || n > 0
+	b.n += int64(n)
 	return n, err
 }
 

@@ -54,7 +54,7 @@ func check(ms []queue.Message) error {
 
 // SendBatch puts the statements that send ms on b, for a caller who has more to do
 // in the same transaction and round trip. The messages must be such as
-// [queue.Message.Check] accepts: it is not asked again.
+// [queue.Message.Check] accepts, or carry on what was worked before: it is not asked again.
 func (q *Queue) SendBatch(b *pgx.Batch, ms ...queue.Message) {
 	if len(ms) == 0 {
 		return

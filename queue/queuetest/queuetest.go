@@ -12,6 +12,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -161,6 +162,9 @@ func (s *suite) timely(try func() bool) {
 			return
 		}
 		s.drain()
+	}
+	if s.o.Bubble || os.Getenv("TEST_REQUIRE") == "1" {
+		s.Fatal("ten tries have failed. In a bubble, or where tests must not be skipped, that is no busy machine")
 	}
 	s.Skip("this machine is too busy for a visibility timeout of ", s.Visibility())
 }

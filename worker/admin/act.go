@@ -98,6 +98,14 @@ func (op *Operator) do(ctx context.Context, e AuditEntry, f func(a *act) error) 
 // sender carries messages in a's transaction.
 func (op *Operator) sender(a *act) queue.Sender { return pgqueue.New(op.Pool, op.Queue).Tx(a.Tx) }
 
+// carryOn sends what is open again, as it is there: the limits of a producer are not asked about, since
+// a source may have longer arguments.
+func (op *Operator) carryOn(ctx context.Context, a *act, ms []queue.Message) error {
+	b := &pgx.Batch{}
+	pgqueue.New(op.Pool, op.Queue).SendBatch(b, ms...)
+	return a.SendBatch(ctx, b).Close()
+}
+
 // priority is that of messages of a job type, where the app's jobs are known.
 func (op *Operator) priority(jobType string) int {
 	if op.Set != nil {

@@ -70,7 +70,7 @@ func (op *Operator) resolveChunk(ctx context.Context, a *act, t *ledger.Type, en
 			a.leave(e.Entity, changedMeanwhile)
 		}
 	}
-	if err := op.sender(a).Send(ctx, again...); err != nil {
+	if err := op.carryOn(ctx, a, again); err != nil {
 		return fmt.Errorf("send %d entities of %s again: %w", len(again), t.Name, err)
 	}
 	return nil

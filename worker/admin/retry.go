@@ -60,7 +60,7 @@ func (op *Operator) retryChunk(ctx context.Context, a *act, t *ledger.Type, entr
 			a.leave(e.Entity, changedMeanwhile)
 		}
 	}
-	if err := op.sender(a).Send(ctx, ms...); err != nil {
+	if err := op.carryOn(ctx, a, ms); err != nil {
 		return fmt.Errorf("send %d entities of %s again: %w", len(ms), t.Name, err)
 	}
 	return nil

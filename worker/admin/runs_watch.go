@@ -105,7 +105,7 @@ WITH p AS MATERIALIZED (
     FROM p CROSS JOIN LATERAL unnest(p.entities, p.reasons) WITH ORDINALITY AS e(entity, reason, n)
     LEFT JOIN LATERAL (SELECT l.completed_at, coalesce(l.epoch, 0) AS epoch, coalesce(l.source_version, 0) AS source_version FROM oncemore.ledger l
                        WHERE l.job_type = $2 AND l.entity = e.entity COLLATE "C" AND coalesce(l.epoch, 0) >= $3 OFFSET 0) l ON true
-    LEFT JOIN LATERAL (SELECT CASE WHEN ` + ledger.CalledSQL + ` AND c.run = $1 THEN 'retrying' ELSE coalesce(c.trouble, '') END AS trouble, c.epoch, c.source_version FROM oncemore.claim c
+    LEFT JOIN LATERAL (SELECT CASE WHEN ` + ledger.CalledSQL + ` THEN 'retrying' ELSE coalesce(c.trouble, '') END AS trouble, c.epoch, c.source_version FROM oncemore.claim c
                        WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C" OFFSET 0) c ON true
     WHERE (p.pack < $6 OR e.n <= $7)
     AND (l.epoch IS NULL OR c.epoch > l.epoch OR c.source_version > l.source_version OR e.reason IN ('stale_source', 'stale_version') AND l.completed_at < $8)
