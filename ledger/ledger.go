@@ -77,33 +77,30 @@ func (t *Type) declared() string {
 const (
 	firstAliasSQL = `(SELECT min(a.id) FROM oncemore.job_type a WHERE a.name = ANY ($2::text[]))`
 
+	// Of the names of a type tools believe the one that was seen last, and nobody who works the
+	// type has seen this one. The update changes nothing: it is there for the id.
+	registerSQL = `
+/* job type: register */
+INSERT INTO oncemore.job_type AS t (name, id, effect, seen_at)
+SELECT $1, coalesce(` + firstAliasSQL + `, nextval('oncemore.job_type_id')), $3, '-infinity'::timestamptz
+ON CONFLICT (name) DO UPDATE SET seen_at = t.seen_at
+RETURNING id`
+
 	// An alias that was never there is written down, too: who has no code at hand sees then that the type
 	// had another name, of which its effect keys are made.
-	aliasesSQL = `
-), aliases AS (
+	declareTypeSQL = `
+/* job type: register */
+WITH own AS (
+    INSERT INTO oncemore.job_type AS t (name, id, effect, source)
+    SELECT $1, coalesce(` + firstAliasSQL + `, nextval('oncemore.job_type_id')), $3, nullif($4, '')
+    ON CONFLICT (name) DO UPDATE SET effect = excluded.effect, source = excluded.source, seen_at = now()
+    RETURNING id
+), earlier AS (
     INSERT INTO oncemore.job_type (name, id, effect, seen_at)
     SELECT DISTINCT a.name, own.id, $3, '-infinity'::timestamptz FROM own CROSS JOIN unnest($2::text[]) AS a(name) WHERE a.name <> $1
     ON CONFLICT (name) DO NOTHING
 )
 SELECT own.id FROM own`
-
-	// Of the names of a type tools believe the one that was seen last, and nobody who works the
-	// type has seen this one. The update changes nothing: it is there for the id.
-	registerSQL = `
-/* job type: register */
-WITH own AS (
-INSERT INTO oncemore.job_type AS t (name, id, effect, seen_at)
-SELECT $1, coalesce(` + firstAliasSQL + `, nextval('oncemore.job_type_id')), $3, '-infinity'::timestamptz
-ON CONFLICT (name) DO UPDATE SET seen_at = t.seen_at
-RETURNING id` + aliasesSQL
-
-	declareTypeSQL = `
-/* job type: register */
-WITH own AS (
-INSERT INTO oncemore.job_type AS t (name, id, effect, source)
-SELECT $1, coalesce(` + firstAliasSQL + `, nextval('oncemore.job_type_id')), $3, nullif($4, '')
-ON CONFLICT (name) DO UPDATE SET effect = excluded.effect, source = excluded.source, seen_at = now()
-RETURNING id` + aliasesSQL
 )
 
 // explain adds what to do to errors that a new user meets.

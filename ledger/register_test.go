@@ -29,3 +29,20 @@ func TestWhoOnlyNamesATypeTakesNothingFromWhatItsWorkersDeclared(t *testing.T) {
 	w.ok(w.Declare(t.Context(), &ledger.Type{Name: "letter", Effect: ledger.Once, Requests: true}, ""))
 	w.want("declared without a source", row("letter"), "letter | Once, by request | no source | t")
 }
+
+// Effect keys are made of a type's first name. Tools that have no code at hand must see that it had
+// one, also where no program of that time was ever started; they show no key then, rather than another.
+func TestTheEarlierNamesOfATypeAreWrittenDownWhereItIsNew(t *testing.T) {
+	w := newWorld(t, ledger.Once)
+	mail := &ledger.Type{Name: "mail", Effect: ledger.Once}
+	names := func() string {
+		t.Helper()
+		return value[string](w, `SELECT string_agg(concat_ws(' ', name, seen_at > '-infinity'), ', ' ORDER BY seen_at DESC) FROM oncemore.job_type WHERE id = $1`, mail.ID)
+	}
+	w.ok(w.Declare(t.Context(), mail, "", "post", "mail"))
+	w.want("its names", names(), "mail t, post f")
+	id := mail.ID
+	w.ok(w.Declare(t.Context(), mail, "", "post", "mail"))
+	w.want("declared again", names(), "mail t, post f")
+	w.want("its number", mail.ID, id)
+}

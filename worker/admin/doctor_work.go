@@ -142,7 +142,7 @@ func checkWaiting(ctx context.Context, p *patient, tx pgx.Tx) ([]Check, error) {
 // What only an application has named (ledger.Register), no worker has seen.
 const waitingSQL = `
 SELECT m.queue, m.type, m.lock IS NOT NULL, count(*), clock_timestamp() - min(m.visible_at),
-       EXISTS (SELECT FROM oncemore.job_type t WHERE t.name = m.type AND t.seen_at > '-infinity'),
+       EXISTS (SELECT FROM oncemore.job_type t JOIN oncemore.job_type o ON o.id = t.id WHERE t.name = m.type AND o.seen_at > '-infinity'),
        EXISTS (SELECT FROM oncemore.job_type t WHERE t.name = m.type AND t.effect LIKE '%' || $2::text)
 FROM (SELECT m.queue, m.type, m.lock, m.visible_at FROM oncemore.message m
       WHERE m.lock IS NULL OR m.lock = 0 AND m.visible_at < clock_timestamp() ORDER BY m.id LIMIT $1) m
