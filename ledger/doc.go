@@ -108,6 +108,8 @@
 //	                                                                TestClaimlessFailureAfterAnotherClaimlessFailure
 //	claim                           Record                          the app's fact stands; A's completion only removes its claim
 //	                                                                TestCompletionAfterAnAdoption
+//	claim, not committed            Record; look by C               C may see the fact before A's claim; else as above
+//	                                                                TestAFirstFactMayComeBetweenTheSecondLookOfAClaimAndItsCommit
 //	declared dead                   take over                       B has it, by the way of any other retry
 //	                                                                TestI10RecoveryIsTheNormalPath
 //	declared dead, effect Once      look                            in doubt; nobody takes over; an operator resolves it

@@ -137,7 +137,13 @@ func (p place) after(c call, r reply) []place {
 			}
 			return next
 		}
-		return only(p.taken(c, r.fence, r.epoch), p.free(c) && r.fence != p.last && r.epoch >= c.epoch && p.fact < r.epoch)
+		return only(p.taken(c, r.fence, r.epoch), p.free(c) && r.fence != p.last && r.epoch >= c.epoch)
+
+	// A claim looks at the facts before it commits, and others see it after that. Who records a first
+	// fact asks for no claim, so he may come between; then somebody may see that fact, and not yet the
+	// claim. What is promised is that the work was not done at some moment of the call.
+	case "claim looks":
+		return only(p, p.fact < r.epoch)
 
 	case "complete", "resolve":
 		done := p.without()
@@ -234,6 +240,7 @@ func TestAHistoryThatCannotBeIsRejected(t *testing.T) {
 		claimed   = does(call{do: "claim", worker: 1}, reply{yes: true, fence: 5})
 		again     = does(call{do: "claim", worker: 2}, reply{yes: true, fence: 6})
 		open      = does(call{do: "look"}, reply{fence: 5})
+		open3     = does(call{do: "look", epoch: 3}, reply{fence: 5})
 		open7     = does(call{do: "look"}, reply{fence: 7})
 		dies      = does(call{do: "die", worker: 1}, reply{yes: true})
 		takenOver = does(call{do: "take over", worker: 2, fence: 5}, reply{yes: true, fence: 7})
@@ -249,6 +256,7 @@ func TestAHistoryThatCannotBeIsRejected(t *testing.T) {
 		forced3   = does(call{do: "complete", fence: 8, epoch: 3}, reply{yes: true})
 		done3     = does(call{do: "look", epoch: 3}, reply{done: true})
 		lost      = does(call{do: "complete", fence: 5}, reply{unknown: true})
+		looks     = does(call{do: "claim looks"}, reply{yes: true})
 	)
 	type ops = []porcupine.Operation
 	for name, c := range map[string]struct{ truth, lie ops }{
@@ -260,11 +268,11 @@ func TestAHistoryThatCannotBeIsRejected(t *testing.T) {
 		"two completions under one fence":    {ops{claimed, complete, refused}, ops{claimed, complete, complete}},
 		"a fact that is gone":                {ops{claimed, complete, done}, ops{claimed, complete, missing}},
 		"a claim that is gone":               {ops{claimed, open}, ops{claimed, missing}},
-		"a claim of what is done":            {ops{fresh, done}, ops{fresh, claimed}},
+		"a claim of what is done":            {ops{looks, fresh, claimed, open3}, ops{fresh, looks, claimed}},
 		"two first facts":                    {ops{fresh, stale}, ops{fresh, fresh}},
 		"a change without a new fence":       {ops{claimed, failed, open7}, ops{claimed, failed, open}},
 		"done before it is done":             {ops{fresh, force, forced3, done3}, ops{fresh, force, done3}},
-		"an unknown answer that was two":     {ops{claimed, lost, done}, ops{claimed, lost, complete, done, again}},
+		"an unknown answer that was two":     {ops{claimed, lost, done}, ops{claimed, lost, complete, done, looks, again}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !porcupine.CheckOperations(spec, sequence(c.truth...)) {

@@ -127,8 +127,7 @@ func linearizable(t *testing.T, ops []porcupine.Operation) bool {
 	return false
 }
 
-// explain prints the end of the longest order that could be found, and what does not fit
-// behind it.
+// explain prints the longest order that could be found, and what does not fit behind it.
 func explain(t *testing.T, all, order []porcupine.Operation) {
 	t.Helper()
 	if len(order) == len(all) {
@@ -136,16 +135,14 @@ func explain(t *testing.T, all, order []porcupine.Operation) {
 	}
 	used := map[porcupine.Operation]int{}
 	state := spec.Init()
-	for i, op := range order {
+	for _, op := range order {
 		used[op]++
 		_, state = spec.Step(state, op.Input, op.Output)
-		if i >= len(order)-10 {
-			t.Logf("%8.3f-%.3f ms by %d: %s\n\t\t%s", ms(op.Call), ms(op.Return), op.ClientId, spec.DescribeOperation(op.Input, op.Output), spec.DescribeState(state))
-		}
+		t.Logf("%8.3f-%.3f ms by %d: %s\n\t\t%s", ms(op.Call), ms(op.Return), op.ClientId, spec.DescribeOperation(op.Input, op.Output), spec.DescribeState(state))
 	}
 	t.Logf("%s: %d of %d calls have an order, whose end is above; then none of these fits:", all[0].Input.(call).entity, len(order), len(all))
 	slices.SortFunc(all, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
-	most := 8
+	most := 20
 	for _, op := range all {
 		if used[op]--; used[op] < 0 && most > 0 {
 			most--
@@ -357,6 +354,7 @@ func (a *actor) claim(cs []ledger.Candidate) error {
 		}
 		a.note(a.client, began, in, reply{yes: claims[i].Won, fence: claims[i].Fence, epoch: claims[i].Epoch})
 		if claims[i].Won {
+			a.note(a.client, began, call{entity: c.Entity, do: "claim looks"}, reply{yes: true, epoch: claims[i].Epoch})
 			a.held = append(a.held, holding{a.worker, c.Want, claims[i]})
 		}
 	}
@@ -476,4 +474,46 @@ func (a *actor) resolve(o *ledger.Open) error {
 	}
 	a.note(a.client, began, in, reply{yes: err == nil})
 	return nil
+}
+
+// A claim commits after its second look. In between the app may record the same work as done, and
+// somebody may see that before he sees the claim. The app's fact stands, and what the claim's holder
+// completes only removes it: as if the app had come a moment later.
+func TestAFirstFactMayComeBetweenTheSecondLookOfAClaimAndItsCommit(t *testing.T) {
+	w := newWorld(t, ledger.Repeatable)
+	worker, h := w.worker(), &history{world: w, start: time.Now()}
+	w.exec(`CREATE FUNCTION commit_late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'`)
+	w.exec(`CREATE CONSTRAINT TRIGGER late AFTER INSERT ON oncemore.claim DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION commit_late()`)
+	claimed := make(chan ledger.Claim, 1)
+	missing, began := w.look(plain("e")), h.now()
+	go func() { claimed <- w.claimAs(worker, plain("e"), missing) }()
+	w.await("the claim is about to commit", func() bool {
+		return value[bool](w, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep')`)
+	})
+	at := h.now()
+	var fresh []bool
+	w.in(func(tx pgx.Tx) {
+		var err error
+		fresh, err = ledger.Record(t.Context(), tx, w.kind, plain("e"))
+		w.ok(err)
+	})
+	h.note(1, at, call{entity: "e", do: "first fact"}, reply{yes: fresh[0]})
+	at = h.now()
+	st := w.look(forced("e", 3))
+	w.want("C sees no claim", st.Open == nil && st.Fact != nil, true)
+	h.note(2, at, call{entity: "e", do: "look", epoch: 3}, reply{})
+	c := <-claimed
+	w.want("A has it", c.Won, true)
+	for _, do := range []string{"claim", "claim looks"} {
+		h.note(3, began, call{entity: "e", do: do, worker: 1}, reply{yes: true, fence: c.Fence, epoch: c.Epoch})
+	}
+	at = h.now()
+	o := completed(plain("e"), c)
+	o.Again = true // a fact is there
+	w.settle(worker, o)
+	h.note(3, at, call{entity: "e", do: "complete", fence: c.Fence}, reply{yes: !o.Refused})
+	w.want("facts, claims", fmt.Sprint(w.facts(), " ", w.opens()), "1 0")
+	if !linearizable(t, h.ops) {
+		t.Error("the specification does not know of it")
+	}
 }
