@@ -206,7 +206,7 @@ func typeName[A Args]() (name string) {
 
 func (j Job[A]) erase() (*Erased, error) {
 	e := &Erased{Type: typeName[A](), Effect: j.Effect, Source: j.Source, Policy: j.Policy}
-	e.KeyType = append(slices.Clone(j.Aliases), e.Type)[0]
+	e.KeyType = ledger.FirstName(e.Type, j.Aliases)
 	e.Policy.fill()
 	if j.DoTx != nil || j.DoMany != nil || j.FanOut != nil {
 		e.Effect = ledger.InTransaction

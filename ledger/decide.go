@@ -269,6 +269,15 @@ func (o *Open) listed(f *Fact) bool {
 // the upper bits name: a later rule must not turn every fact into a conflict.
 func differ(a, b int64) bool { return a != b && a != 0 && b != 0 && a>>56 == b>>56 }
 
+// FirstName is the name of a job type that effect keys are made of: the oldest of its aliases, if it
+// has any. So a new name makes no new work for a provider.
+func FirstName(name string, aliases []string) string {
+	if len(aliases) > 0 {
+		return aliases[0]
+	}
+	return name
+}
+
 // EffectKey is the key that an outside provider can know repeats by: the same for
 // every attempt on (job type, entity) in one epoch, another one for forced work. 32
 // hexadecimal digits.

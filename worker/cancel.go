@@ -58,7 +58,7 @@ const withdrawSQL = `
 /* message: withdraw */
 DELETE FROM oncemore.message m WHERE m.id = ANY (ARRAY(
     SELECT w.id FROM oncemore.message w
-    WHERE w.run = $1 AND w.type IN (SELECT t.name FROM oncemore.job_type t WHERE t.id = $2) AND coalesce(w.lock, 0) = 0
+    WHERE w.run = $1 AND w.type IN ` + childNamesSQL + ` AND coalesce(w.lock, 0) = 0
     AND NOT EXISTS (SELECT FROM unnest(w.entities) AS e(entity) JOIN oncemore.claim c ON c.job_type = $2 AND c.entity = e.entity COLLATE "C"
                     WHERE c.trouble IS DISTINCT FROM 'failed')
     FOR UPDATE OF w SKIP LOCKED))`

@@ -242,7 +242,7 @@ func (l *life) rule(ctx context.Context, tx pgx.Tx, r *rerun, child *kind, entit
 
 // inFlight counts the messages of the run that wait or are being worked.
 func inFlight(ctx context.Context, tx pgx.Tx, r *rerun, child *kind) (n int, err error) {
-	err = tx.QueryRow(ctx, `SELECT count(*) FROM oncemore.message m WHERE m.run = $1 AND m.type IN (SELECT t.name FROM oncemore.job_type t WHERE t.id = $2)`, r.id, child.ID).Scan(&n)
+	err = tx.QueryRow(ctx, `SELECT count(*) FROM oncemore.message m WHERE m.run = $1 AND m.type IN `+childNamesSQL, r.id, child.ID).Scan(&n)
 	return n, err
 }
 
@@ -335,7 +335,7 @@ const (
 	canaryFreshSQL = `
 SELECT EXISTS (
     SELECT FROM oncemore.message m CROSS JOIN LATERAL unnest(m.entities) AS e(entity)
-    WHERE m.run = $1 AND m.type IN (SELECT t.name FROM oncemore.job_type t WHERE t.id = $2)
+    WHERE m.run = $1 AND m.type IN ` + childNamesSQL + `
     AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C"
                     AND c.trouble IS NOT NULL AND NOT (` + ledger.CalledSQL + ` AND m.deferred = 0)))`
 

@@ -187,7 +187,7 @@ RETURNING r.id, r.epoch, r.planned_at IS NOT NULL, r.cursor, r.items, r.packs, r
 // cursor is where the planning of a source in Go goes on, and whether that must wait for
 // messages of the run, so that the source need not be asked now.
 func (l *life) cursor(ctx context.Context, it *item, child *kind) (after string, waiting bool, err error) {
-	err = l.pool.QueryRow(ctx, cursorSQL, it.kind.ID, it.Entity, child.ID).Scan(&after, &waiting)
+	err = l.pool.QueryRow(ctx, cursorSQL, it.kind.ID, child.ID, it.Entity).Scan(&after, &waiting)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "", false, nil
 	}
@@ -195,8 +195,12 @@ func (l *life) cursor(ctx context.Context, it *item, child *kind) (after string,
 }
 
 const cursorSQL = `
-SELECT r.cursor, r.planned_at IS NOT NULL AND EXISTS (SELECT FROM oncemore.message m WHERE m.run = r.id AND m.type IN (SELECT t.name FROM oncemore.job_type t WHERE t.id = $3))
-FROM oncemore.run r WHERE r.parent_type = $1 AND r.parent_entity = $2 AND r.ended_at IS NULL`
+SELECT r.cursor, r.planned_at IS NOT NULL AND EXISTS (SELECT FROM oncemore.message m WHERE m.run = r.id AND m.type IN ` + childNamesSQL + `)
+FROM oncemore.run r WHERE r.parent_type = $1 AND r.parent_entity = $3 AND r.ended_at IS NULL`
+
+// childNamesSQL are all names of the job type $2, which a run's messages have: it may be renamed
+// while the run goes on.
+const childNamesSQL = `(SELECT t.name FROM oncemore.job_type t WHERE t.id = $2)`
 
 // planFirst seals the plan: whole for a query, a chunk at a time for a source in Go.
 func (l *life) planFirst(r *run, read chunk, plan func() (planned, error)) error {
@@ -223,7 +227,7 @@ func (l *life) follow(ctx context.Context, tx pgx.Tx, r *run, child *kind, read 
 	// Messages first, facts later: what was acknowledged before we asked for messages is
 	// then visible as facts and claims, because both were committed together.
 	var waiting bool
-	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.message m WHERE m.run = $1 AND m.type IN (SELECT t.name FROM oncemore.job_type t WHERE t.id = $2))`, r.id, child.ID).Scan(&waiting); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM oncemore.message m WHERE m.run = $1 AND m.type IN `+childNamesSQL+`)`, r.id, child.ID).Scan(&waiting); err != nil {
 		return err
 	}
 	if waiting || read.unread {

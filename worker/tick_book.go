@@ -79,12 +79,16 @@ func (b *tickBook) write(ctx context.Context, tx pgx.Tx) error {
 }
 
 const (
+	// What was given up at a time that is yet to come, by a database whose clock was ahead, is not given
+	// up. What started has.
+	givenUpAheadSQL = `t.outcome IN ('skipped', 'missed') AND t.at > excluded.at`
+
 	noteTicksSQL = `
 /* schedule: note ticks */
 INSERT INTO oncemore.schedule_tick AS t (schedule, tick, outcome, detail, at)
 SELECT $1, u.tick, u.outcome, u.detail, $5 FROM unnest($2::timestamptz[], $3::text[], $4::text[]) AS u (tick, outcome, detail)
 ON CONFLICT (schedule, tick) DO UPDATE SET outcome = excluded.outcome, detail = excluded.detail, at = excluded.at
-WHERE t.outcome IN ('skipped', 'missed') AND t.at > excluded.at`
+WHERE ` + givenUpAheadSQL
 
 	lateTicksSQL = `
 /* schedule: give up ticks */

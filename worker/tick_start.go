@@ -167,8 +167,6 @@ func (w *Worker) start(ctx context.Context, tx pgx.Tx, b *tickBook, d due) (*tim
 	return &d.tick, err
 }
 
-// What was given up at a time that is yet to come, by a database whose clock was ahead, is not given
-// up. What started has.
 const (
 	startTickSQL = `
 /* schedule: start a tick */
@@ -176,7 +174,7 @@ INSERT INTO oncemore.schedule_tick AS t (schedule, tick, outcome, by_hand, at, j
 VALUES ($1, $2, 'started', $3, $4, $5, $6, CASE WHEN $7 THEN nextval('oncemore.epoch') END)
 ON CONFLICT (schedule, tick) DO UPDATE SET outcome = 'started', at = excluded.at, job_type = excluded.job_type, entity = excluded.entity, epoch = excluded.epoch,
     detail = CASE WHEN t.by_hand THEN t.detail ELSE '' END
-WHERE t.outcome = 'queued' OR t.outcome IN ('skipped', 'missed') AND t.at > excluded.at
+WHERE t.outcome = 'queued' OR ` + givenUpAheadSQL + `
 RETURNING t.epoch`
 
 	ranTickSQL = `/* schedule: run of a tick */ UPDATE oncemore.schedule_tick SET run = $3 WHERE schedule = $1 AND tick = $2`

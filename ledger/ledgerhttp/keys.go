@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -104,7 +103,7 @@ func (k *Keys) Guard(ctx context.Context, o Operation, next http.Handler) (http.
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}
 	g := &guarded{Keys: k, op: o, next: next, kind: ledger.Type{Name: o.Name, Effect: o.Effect, Timeout: o.Timeout, Checked: o.Check != nil, Requests: true}}
-	g.keyType = append(slices.Clone(o.Aliases), o.Name)[0]
+	g.keyType = ledger.FirstName(o.Name, o.Aliases)
 	if err := k.ledger.Declare(ctx, &g.kind, "", o.Aliases...); err != nil {
 		return nil, fmt.Errorf("guard %s: %w", o.Name, err)
 	}

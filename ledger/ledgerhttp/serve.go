@@ -20,7 +20,7 @@ type guarded struct {
 	next http.Handler
 	try  func(*request) (outcome, error) // inTransaction or outside
 
-	keyType string // the operation's first name: effect keys are made of it, so that a new name makes no new work of a request
+	keyType string // the operation's first name, of which its effect keys are made
 }
 
 // A request is one that has been read whole.
