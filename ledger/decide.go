@@ -203,11 +203,7 @@ func afterInterruption(t *Type, o *Open, now time.Time) Reason {
 	case classOnce:
 		return InDoubt
 	case classVerifiable:
-		ended := o.ClaimedAt
-		if o.Abandoned() {
-			ended = o.OwnerDeadAt
-		}
-		if now.Before(ended.Add(t.Effect.duration)) {
+		if now.Before(t.settled(o)) {
 			return Waiting
 		}
 	case classKeyed:
@@ -216,6 +212,14 @@ func afterInterruption(t *Type, o *Open, now time.Time) Reason {
 		}
 	}
 	return Retry
+}
+
+// settled is when the done-check may be believed about the last attempt on o, which is over.
+func (t *Type) settled(o *Open) time.Time {
+	if o.Abandoned() {
+		return o.OwnerDeadAt.Add(t.Effect.Settle())
+	}
+	return o.ClaimedAt.Add(t.Effect.Settle())
 }
 
 // insideHorizon tells whether an attempt that starts now would end while the provider

@@ -16,9 +16,10 @@ type Standing struct {
 	Verify bool  // an attempt may only follow a done-check that says "not done"
 	Sweep  bool  // the claim is outranked by the fact and may go
 
-	// Settling: waiting, but not for an attempt that is due later, whose message comes then. It is
-	// too early to ask whether the last attempt had its effect, so who asks now asks again.
-	Settling bool
+	// Settling, if not 0: waiting, but not for an attempt that is due later, whose message comes
+	// then. For so long it is too early to ask whether the last attempt had its effect, so who asks
+	// now asks again.
+	Settling time.Duration
 
 	// Carry: the fact ends the matter for who asks, but the claim asks for more than the fact (it
 	// was forced, say, and the app recorded the work meanwhile). What carries that on may be the
@@ -92,7 +93,9 @@ func look(t *Type, ws []Want, run func(queue func(*pgx.Batch)) error) ([]Standin
 			st.Sweep = outranked && !o.Held() && !o.listed(f)
 			st.Carry = !outranked && (st.Reason == Done || st.Reason == Conflict) && (o.Trouble == NoTrouble || o.Trouble == Retrying)
 		}
-		st.Settling = st.Reason == Waiting && !now.Before(o.NotBefore)
+		if st.Reason == Waiting && !now.Before(o.NotBefore) {
+			st.Settling = t.settled(o).Sub(now)
+		}
 		out[i] = st
 	}
 	return out, nil

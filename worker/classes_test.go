@@ -182,6 +182,7 @@ func TestI4NoBlindRepeatWhatFailedIsNotAskedAboutBeforeItsEffectCanBeSeen(t *tes
 	}
 	shows.Store(true)
 	mustExec(t, pool, `UPDATE oncemore.claim SET claimed_at = claimed_at - $1::interval`, settle)
+	mustExec(t, pool, `UPDATE oncemore.message SET visible_at = visible_at - $1::interval`, settle)
 	eventuallyRow(t, pool, "it is done", `SELECT EXISTS (SELECT FROM oncemore.ledger) AND NOT EXISTS (SELECT FROM oncemore.message)`)
 	mustStop(t, w)
 	if got := standing(t, pool, "1"); effects.of("1") != 1 || !strings.HasPrefix(got, "done c") {

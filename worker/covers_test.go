@@ -155,6 +155,38 @@ SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.i
 	}
 }
 
+// As above, but what takes the time is the ready-check of the retry itself.
+func TestI4NoBlindRepeatAKeyThatIsForgottenDuringTheReadyCheckIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	g := newGate()
+	var runs tally
+	const horizon, timeout = 23 * time.Second, 20 * time.Second
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Keyed(horizon), Policy: jobs.Policy{Timeout: timeout},
+		Ready: func(ctx context.Context, l letter) (bool, error) { return true, g.pass(ctx, l.Entity()) },
+		Do:    func(_ context.Context, l letter) error { runs.add(l.Entity()); return nil }})
+	w := newWorker(t, pool, set, worker.Config{})
+	enqueue(t, pgq(pool), letter{1})
+	r := runWorker(t, w)
+	within(t, "the type is known", g.entered)
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
+	enqueue(t, pgq(pool), letter{2})
+	within(t, "the retry is asked whether it is ready", g.entered)
+	eventuallyRow(t, pool, "an attempt that begins now would end past the horizon",
+		`SELECT clock_timestamp() > first_claimed_at + $1::interval FROM oncemore.claim WHERE entity = '2'`, horizon-timeout)
+	close(g.open)
+	eventuallyRow(t, pool, "both have ended", `SELECT NOT EXISTS (SELECT FROM oncemore.message)`)
+	mustStop(t, r)
+	if got := standing(t, pool, "2"); got != "in_doubt 1" || runs.of("2") != 0 {
+		t.Errorf("%q after %d runs, want it in doubt after none", got, runs.of("2"))
+	}
+	if runs.of("1") != 1 {
+		t.Errorf("the first attempt of the other ran %d times", runs.of("1"))
+	}
+}
+
 // Work is looked at and waits for a slot. Meanwhile another attempt, of a newer source, took its
 // claim over, and it is not known what came of that. The key is that attempt's now, and what is
 // done under it is what that attempt was to do.

@@ -1,15 +1,19 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -131,10 +135,14 @@ func crashJob(class string, pool *pgxpool.Pool) jobs.Definition {
 	return j
 }
 
-// A process is a worker process of its own.
+// A process is a worker process of its own. Unless it is said to be poisoned it ends by our
+// SIGKILL, or well after a SIGTERM: a worker that dies by itself fails the test, for what
+// the next one does would hide it.
 type process struct {
 	*os.Process
-	died chan struct{} // closed when it has ended
+	died     chan struct{} // closed when it has ended
+	poisoned bool          // a job ends it, with exit code 3
+	state    *os.ProcessState
 }
 
 func (p *process) kill() { _ = p.Process.Kill(); <-p.died } // SIGKILL
@@ -144,14 +152,27 @@ func start(t *testing.T, class, dsn string, env ...string) *process {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), append(env, workerEnv+"="+class, "DATABASE_URL="+dsn)...)
-	cmd.Stderr = t.Output()
+	var said bytes.Buffer
+	cmd.Stderr = io.MultiWriter(t.Output(), &said)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd.Process, make(chan struct{})}
-	go func() { _ = cmd.Wait(); close(p.died) }()
-	t.Cleanup(p.kill)
+	p := &process{Process: cmd.Process, died: make(chan struct{}), poisoned: slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, "POISON=") })}
+	go func() { _ = cmd.Wait(); p.state = cmd.ProcessState; close(p.died) }()
+	t.Cleanup(func() {
+		p.kill()
+		// A lease that is lost while it stops is no fault of the story's.
+		if !p.asPlanned() && !strings.Contains(said.String(), "the worker's lease is lost") {
+			t.Errorf("worker process %d (%s) ended by itself: %v\n%s", p.Pid, class, p.state, &said)
+		}
+	})
 	return p
+}
+
+// asPlanned tells whether it ended as this file lets it.
+func (p *process) asPlanned() bool {
+	st, _ := p.state.Sys().(syscall.WaitStatus)
+	return st.Signaled() && st.Signal() == syscall.SIGKILL || p.state.Success() || p.poisoned && p.state.ExitCode() == 3
 }
 
 // pack is one message with many letters.

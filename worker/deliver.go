@@ -240,13 +240,13 @@ func (l *life) decideIdle(it *item) {
 		return
 	}
 	covered := o.Covers(it.want)
-	if covered && (o.Owner == 0 || news) && !st.Settling {
+	if covered && (o.Owner == 0 || news) && st.Settling == 0 {
 		return // the claim has the arguments; a message, or who resolves the doubt, carries it on
 	}
 	// Somebody has it, and may be dead or die over it: this may be the very message that
 	// brings it back then, so it must not end here. Or more is wanted than the claim stands
 	// for (a newer source, a higher epoch). Later.
-	it.end.send = it.later(0)
+	it.end.send = it.later(st.Settling)
 	if !covered && it.Deferred >= maxDeferred {
 		it.end.park = string(st.Reason)
 		it.end.err = fmt.Errorf("still %s after %d postponements", st.Reason, it.Deferred)
@@ -290,10 +290,15 @@ func (l *life) work(task []*item) {
 		return
 	}
 
-	// The process may have been frozen until now: only a lease that surely runs may act. And
-	// a shutdown may have run out of grace.
+	// The process may have been frozen until now: only a lease that surely runs may act. The
+	// ready-check took its time, and a provider may know our key no more: its message comes again,
+	// and the look at it says so. And a shutdown may have run out of grace.
 	if !l.lease.Alive() {
 		l.finish(it, ledger.Returned, ledger.ErrLeaseLost)
+		return
+	}
+	if it.forgotten() {
+		l.finish(it, ledger.Returned, errForgotten)
 		return
 	}
 	if l.jobs.Err() != nil {
@@ -363,6 +368,14 @@ func (l *life) stillRuns(it *item) bool {
 	}
 	l.endItem(it)
 	return false
+}
+
+var errForgotten = errors.New("the provider may have forgotten the key while the attempt was prepared")
+
+// forgotten tells whether an attempt that begins now would be a repeat that the provider may take
+// for new work. A done-check that was asked has told the two apart.
+func (it *item) forgotten() bool {
+	return it.kind.Erased.Done == nil && ledger.MustVerify(&it.kind.Type, it.standing.Open, it.standing.Now.Add(time.Since(it.looked)))
 }
 
 // ask asks whether the work is ready and whether it is done already. It returns true when

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -152,6 +153,34 @@ func TestACanaryOfWhatHadFailedAndIsNotReadyStopsTheRun(t *testing.T) {
 	eventually(t, "the canary has stopped the run", func() bool {
 		return ask(t, pool, `SELECT EXISTS (SELECT FROM oncemore.run_control WHERE run = $1 AND paused LIKE 'canary: 5 of the first 5 failed%')`, opened.Run)
 	})
+	mustStop(t, w)
+}
+
+// What failed a moment ago cannot be asked about yet: its effect may still be on the way. It is put
+// off until it can, and the canary is judged by what becomes of it then.
+func TestACanaryOfWhatFailedAMomentAgoIsJudgedWhenThatHasSettled(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var up atomic.Bool
+	letters := lettersFrom(`SELECT n::text AS entity, n FROM generate_series(1, 20) n ORDER BY n`, func(context.Context, letter) error {
+		if !up.Load() {
+			return jobs.Permanent(errTrouble)
+		}
+		return nil
+	})
+	letters.Effect = jobs.Verifiable(6 * time.Second)
+	letters.Done = func(context.Context, letter) (bool, error) { return false, nil }
+	w := begin(t, pool, newSet(t, letters), quietly(t))
+	rerun(t, pool, worker.Order{Type: "letter"})
+	awaitRun(t, pool, 1)
+	up.Store(true)
+	opened := rerun(t, pool, worker.Order{Type: "letter", Selection: plan.Selection{Reasons: []ledger.Reason{ledger.Failed}}, Canary: 5})
+	if got := awaitRun(t, pool, opened.Run); got != "ended, complete=t, failed 0, in doubt 0, not ready 0" {
+		t.Errorf("the run: %s", got)
+	}
+	if got := text(t, pool, `SELECT string_agg(detail, '; ') FROM oncemore.run_event WHERE run = 2 AND kind = 'canary'`); got != "0 of the first 5 failed: the rest follows" {
+		t.Errorf("the canary: %s", got)
+	}
 	mustStop(t, w)
 }
 

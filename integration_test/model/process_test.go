@@ -176,7 +176,7 @@ func (p *process) idle(it *item) {
 		it.end.outcome = it.outcome(ledger.Unclear)
 		it.end.outcome.Error = "an attempt ended without an answer"
 	}
-	if o.Covers(it.want) && (o.Owner == 0 || news) && !st.Settling {
+	if o.Covers(it.want) && (o.Owner == 0 || news) && st.Settling == 0 {
 		return
 	}
 	it.end.send = it.later()

@@ -27,10 +27,16 @@ UPDATE oncemore.claim c`,
 UPDATE oncemore.claim c`,
 		tests: "./ledger LateFailureByAFencedWorker",
 	}, {
+		lacks: "the last look at the horizon, after the ready-check",
+		file:  "worker/deliver.go",
+		old:   `	return it.kind.Erased.Done == nil && ledger.MustVerify`,
+		new:   `	return false && ledger.MustVerify`,
+		tests: "./worker AKeyThatIsForgottenDuringTheReadyCheck",
+	}, {
 		lacks: "the settling time after a failure",
 		file:  "ledger/decide.go",
-		old:   `		ended := o.ClaimedAt`,
-		new:   `		ended := time.Time{}`,
+		old:   `	return o.ClaimedAt.Add(t.Effect.Settle())`,
+		new:   `	return time.Time{}`,
 		tests: "./worker WhatFailedIsNotAskedAbout",
 	}, {
 		lacks: "the message of a claim that asks for more than the fact",
@@ -163,7 +169,7 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the return of what is not covered",
 		file:  "worker/deliver.go",
-		old:   `	if covered && (o.Owner == 0 || news) && !st.Settling {`,
+		old:   `	if covered && (o.Owner == 0 || news) && st.Settling == 0 {`,
 		new:   `	if covered {`,
 		tests: "./worker AMessageThatComesBackBefore",
 	}, {

@@ -2,6 +2,7 @@ package ledgerhttp_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,7 +97,8 @@ func (s *shop) startServer(mode, dsn string) (pid int, url string) {
 	s.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), serverEnv+"="+mode, "DATABASE_URL="+dsn, worldEnv+"="+s.pool.Config().ConnString())
-	cmd.Stderr = os.Stderr
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		s.Fatal(err)
@@ -107,7 +110,15 @@ func (s *shop) startServer(mode, dsn string) (pid int, url string) {
 	if err := cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
+	// It ends by the SIGKILL of its test. Had it ended by itself before, its caller would be
+	// cut off just so, and what was to be killed at one statement would have died at another.
+	s.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait() // how it ended is in ProcessState
+		if st, _ := cmd.ProcessState.Sys().(syscall.WaitStatus); !st.Signaled() || st.Signal() != syscall.SIGKILL {
+			s.Errorf("the server process was not killed, it ended by itself: %v\n%s", cmd.ProcessState, &said)
+		}
+	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		s.Fatalf("the server did not begin: %v", err)
