@@ -69,7 +69,7 @@ func nextOfRequest(o *Open, now time.Time) string {
 	case o.State == string(ledger.Doubtful):
 		return "find out whether it happened, then say so with 'doubt resolve'; until then its client is told that nobody knows"
 	case o.Reason == ledger.InDoubt:
-		return "when its client sends it again it is put in doubt; nothing else does that"
+		return "when its client sends it again it is put in doubt; who knows whether it happened says it with 'doubt resolve'"
 	case o.Reason == ledger.Waiting && o.NotBefore != nil && o.NotBefore.After(now):
 		return fmt.Sprintf("in %s it may be done when its client sends it again; no message carries it", rough(o.NotBefore.Sub(now)))
 	case o.Reason == ledger.Waiting:

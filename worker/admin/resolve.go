@@ -76,7 +76,7 @@ func (op *Operator) resolveChunk(ctx context.Context, a *act, t *ledger.Type, en
 	return nil
 }
 
-// readDoubts reads what is still in doubt, and as it was shown. Nothing is locked by that:
+// readDoubts reads what is still in doubt, or stranded, and as it was shown. Nothing is locked by that:
 // ResolveAll compares the fence once more.
 func readDoubts(ctx context.Context, tx pgx.Tx, t *ledger.Type, entries []Entry) ([]*ledger.Open, error) {
 	entities, fences := keysOf(entries)
@@ -85,8 +85,8 @@ func readDoubts(ctx context.Context, tx pgx.Tx, t *ledger.Type, entries []Entry)
 	b.Queue(ledger.PlannerSettings)
 	b.Queue(doubtsSQL, t.ID, entities, fences).Query(func(rows pgx.Rows) (err error) {
 		doubts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ledger.Open, error) {
-			o := &ledger.Open{Trouble: ledger.Doubtful}
-			return o, row.Scan(&o.Entity, &o.Fence, &o.Fingerprint, &o.SourceVersion, &o.Run, &o.Epoch, &o.Attempts, &o.Args)
+			o := &ledger.Open{}
+			return o, row.Scan(&o.Trouble, &o.Entity, &o.Fence, &o.Fingerprint, &o.SourceVersion, &o.Run, &o.Epoch, &o.Attempts, &o.Args)
 		})
 		return err
 	})
@@ -99,11 +99,12 @@ func readDoubts(ctx context.Context, tx pgx.Tx, t *ledger.Type, entries []Entry)
 // One by one by primary key: for an array of entities the planner may read all of the type,
 // where it takes the table for small.
 const doubtsSQL = `
-SELECT c.entity, c.fence, c.fingerprint, c.source_version, c.run, c.epoch, c.attempts, c.args
+SELECT coalesce(c.trouble, ''), c.entity, c.fence, c.fingerprint, c.source_version, c.run, c.epoch, c.attempts, c.args
 FROM unnest($2::text[], $3::bigint[]) AS w(entity, seen)
 CROSS JOIN LATERAL (SELECT * FROM oncemore.claim c
                     WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen
-                    AND c.owner IS NULL AND c.trouble = 'in_doubt' OFFSET 0) c`
+                    AND (c.owner IS NULL AND c.trouble = 'in_doubt'
+                         OR EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND ` + areStranded + `)) OFFSET 0) c`
 
 // carry is the message of another attempt on an open entity. Each has one of its own: one
 // that kills its worker takes no other with it.

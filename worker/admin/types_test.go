@@ -45,13 +45,14 @@ func TestOfRequestsNothingIsSentByWhoeverRetriesOrResolvesThem(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	stranded := s.opens(stranded, admin.Filter{}, admin.Page{Limit: 10}).Rows
-	if len(stranded) != 1 || stranded[0].Next != "when its client sends it again it is put in doubt; nothing else does that" {
+	if len(stranded) != 1 || stranded[0].Next != "when its client sends it again it is put in doubt; who knows whether it happened says it with 'doubt resolve'" {
 		t.Fatalf("%+v", stranded)
 	}
 	shown := &admin.Shown{Type: "POST /orders", Entries: []admin.Entry{{Entity: "stranded", Fence: stranded[0].Fence}}}
 	if _, err := op.Retry(t.Context(), shown, ""); !errors.Is(err, admin.ErrRequests) {
 		t.Errorf("%v", err)
 	}
+	selection.Entities = []string{"doubted"}
 	shown, err := op.InDoubt(t.Context(), selection)
 	if err != nil || len(shown.Entries) != 1 || !shown.Requests {
 		t.Fatalf("%+v, %v", shown, err)
@@ -76,6 +77,37 @@ func TestOfRequestsNothingIsSentByWhoeverRetriesOrResolvesThem(t *testing.T) {
 	s.exec(`UPDATE oncemore.message SET visible_at = clock_timestamp() - interval '2 hours'`)
 	if c := says(t, examine(t, s.pool, "waiting", admin.Limits{}), admin.Bad, "1 messages of POST /orders"); c.Do != "it comes as requests, which no worker takes: delete these messages of it, each client sends its request again" {
 		t.Errorf("%+v", c)
+	}
+}
+
+// A server died over a payment, and its client never came again: nothing puts that in doubt. Who has
+// looked at the statement may say what is on it all the same, and a server that lives is not taken
+// for one that died.
+func TestARequestThatADeadServerLeftIsResolvedWithoutItsClient(t *testing.T) {
+	for done, want := range map[bool]ledger.Reason{true: ledger.Done, false: ledger.Retry} {
+		t.Run(string(want), func(t *testing.T) {
+			s := newScene(t)
+			orders := &ledger.Type{Name: "POST /orders", Effect: ledger.Once, Timeout: time.Minute, Requests: true}
+			s.ok(s.Declare(t.Context(), orders, ""))
+			op := &admin.Operator{Pool: s.pool, Actor: "anna"}
+			dead, alive := s.worker("server"), s.worker("another")
+			s.claim(orders, dead, "left")
+			s.claim(orders, alive, "ongoing")
+			s.dies(dead)
+			shown, err := op.InDoubt(t.Context(), admin.Selection{Type: "POST /orders"})
+			if err != nil || len(shown.Entries) != 1 || shown.Entries[0].Entity != "left" || shown.Entries[0].State != "stranded" {
+				t.Fatalf("%+v, %v", shown, err)
+			}
+			if r, err := op.Resolve(t.Context(), shown, done, "looked at the statement"); err != nil || r.Changed != 1 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			if story := s.tell("POST /orders", "left"); story.Reason != want {
+				t.Errorf("done %t: %+v", done, story)
+			}
+			if story := s.tell("POST /orders", "ongoing"); story.Reason != ledger.Ongoing {
+				t.Errorf("the other: %+v", story)
+			}
+		})
 	}
 }
 
