@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -295,11 +296,20 @@ func (s *sqsStage) process(endpoint string, hang bool) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestSQSWorkerProcess$")
 	cmd.Env = append(os.Environ(), "SQS_WORKER_DATABASE="+s.pool.Config().ConnString(), "SQS_WORKER_QUEUE="+s.url, fmt.Sprint("SQS_WORKER_HANGS=", hang),
 		"AWS_ENDPOINT_URL_SQS="+endpoint, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "AWS_EC2_METADATA_DISABLED=true")
-	cmd.Stderr = s.Output()
+	var said bytes.Buffer // a test that fails says why on stdout
+	cmd.Stdout, cmd.Stderr = &said, s.Output()
 	if err := cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// It ends by our SIGKILL: one that dies by itself would look like the dead worker that
+	// the story is about, or leave its work to another one.
+	s.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // how it ended is in ProcessState
+		if st, _ := cmd.ProcessState.Sys().(syscall.WaitStatus); !st.Signaled() || st.Signal() != syscall.SIGKILL {
+			s.Errorf("worker process %d ended by itself: %v\n%s", cmd.Process.Pid, cmd.ProcessState, &said)
+		}
+	})
 	return cmd
 }
 

@@ -3,8 +3,8 @@
 //
 // A mutant is one change of one place of the source. It is compiled through the go
 // command's -overlay, so the working tree stays as it is, and the tests that should miss
-// what it lacks are run on it. They must fail, by a test: not by the compiler, and not by
-// running out of time, unless the mutant says that they cannot end without what it lacks.
+// what it lacks are run on it. They must fail, by a test: not by the compiler, not for
+// want of a database, and not by running out of time, unless the mutant says that they cannot end without what it lacks.
 // The same tests are run on the code as it is before, and must pass there: a test that fails
 // anyway misses nothing. All that takes a compilation and some tests for each, so it runs
 // with ONCEMORE_FULL=1 only:
@@ -17,6 +17,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -134,24 +136,84 @@ func (m mutant) write(t *testing.T, dir string) string {
 	return name
 }
 
-var failed = regexp.MustCompile(`(?m)^--- FAIL: (\w+)`)
-
 // run returns the names of the tests that fail on it; after the first no other one begins.
 func (m mutant) run(t *testing.T) (caught []string, out string) {
 	t.Helper()
 	pkg, pattern, _ := strings.Cut(m.tests, " ")
 	out, err := goTest(t, m.full, "-timeout", "3m", "-failfast", "-overlay", m.write(t, t.TempDir()), "-run", pattern, pkg)
-	if strings.Contains(out, "[build failed]") || strings.Contains(out, "[no tests to run]") {
-		t.Fatalf("the mutant without %s cannot be tried:\n%s", m.lacks, out)
+	caught, untried := judge(out, err, m.hangs)
+	if untried != "" {
+		t.Fatalf("the mutant without %s cannot be tried: %s\n%s", m.lacks, untried, out)
 	}
-	if err == nil {
-		return nil, out
+	return caught, out
+}
+
+var (
+	failed  = regexp.MustCompile(`(?m)^--- FAIL: (\w+)`)
+	unbuilt = regexp.MustCompile(`(?m)^FAIL\s.*\[(build|setup) failed\]$`)
+	// What pgtest says where a test could not even get its database.
+	unserved = regexp.MustCompile(`no PostgreSQL, and TEST_REQUIRE=1|: create database \S+: `)
+)
+
+// judge tells from what go test said which tests miss a mutant, or why that is no answer: a
+// list with a mutant that does not compile, or a machine without a database, would else
+// look like the best of tests.
+func judge(out string, err error, hangs bool) (caught []string, untried string) {
+	var exit *exec.ExitError
+	switch {
+	case strings.Contains(out, "[no tests to run]"):
+		return nil, "it names no test"
+	case err == nil:
+		return nil, ""
+	case !errors.As(err, &exit) || !exit.Exited():
+		return nil, fmt.Sprintf("go test did not end by itself: %v", err)
+	case unbuilt.MatchString(out):
+		return nil, "it does not compile"
+	case unserved.MatchString(out):
+		return nil, "a test did not get its database"
 	}
 	for _, match := range failed.FindAllStringSubmatch(out, -1) {
 		caught = append(caught, match[1])
 	}
-	if m.hangs && strings.Contains(out, "panic: test timed out") {
+	timedOut := strings.Contains(out, "panic: test timed out")
+	switch {
+	case hangs && timedOut:
 		caught = append(caught, "a test that does not end")
+	case len(caught) == 0 && !timedOut: // what takes too long just misses nothing
+		return nil, "the test process died, and no test failed"
 	}
-	return caught, out
+	return caught, ""
+}
+
+func TestACatchIsATestThatFails(t *testing.T) {
+	ended := exec.Command("go", "no such command").Run() // an exit code, as that of tests that fail
+	const fail = "FAIL\nFAIL\tx/ledger\t0.1s\nFAIL\n"
+	for name, c := range map[string]struct {
+		out     string
+		err     error
+		hangs   bool
+		caught  string
+		untried string
+	}{
+		"all pass":                       {"ok  \tx/ledger\t0.1s\n", nil, false, "", ""},
+		"a test fails":                   {"--- FAIL: TestFence (0.01s)\n    a_test.go:3: two facts\n" + fail, ended, false, "TestFence", ""},
+		"a test panics":                  {"--- FAIL: TestFence (0.00s)\npanic: nil map [recovered, repanicked]\n" + fail, ended, false, "TestFence", ""},
+		"a race in a test":               {"WARNING: DATA RACE\n--- FAIL: TestFence (0.00s)\n    testing.go:1: race detected during execution of test\n" + fail, ended, false, "TestFence", ""},
+		"it does not compile":            {"# x/ledger\nledger/a.go:1: undefined: y\nFAIL\tx/ledger [build failed]\nFAIL\n", ended, false, "", "it does not compile"},
+		"it imports what is not there":   {"# x/ledger\nFAIL\tx/ledger [setup failed]\nFAIL\n", ended, false, "", "it does not compile"},
+		"no database":                    {"--- FAIL: TestFence (0.01s)\n    a_test.go:3: no PostgreSQL, and TEST_REQUIRE=1: initdb\n" + fail, ended, false, "", "a test did not get its database"},
+		"a database that cannot be made": {"--- FAIL: TestFence (0.01s)\n    a_test.go:3: create database a: too many clients\n" + fail, ended, false, "", "a test did not get its database"},
+		"the process dies":               {"panic: init\n\ngoroutine 1 [running]:\n" + fail, ended, false, "", "the test process died, and no test failed"},
+		"no such test":                   {"ok  \tx/ledger\t0.1s [no tests to run]\n", nil, false, "", "it names no test"},
+		"it never ends":                  {"panic: test timed out after 3m0s\n" + fail, ended, false, "", ""},
+		"it never ends, and that is how it is missed": {"panic: test timed out after 3m0s\n" + fail, ended, true, "a test that does not end", ""},
+		"go test was stopped":                         {"--- FAIL: TestFence (0.01s)\n", context.DeadlineExceeded, false, "", "go test did not end by itself: context deadline exceeded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			caught, untried := judge(c.out, c.err, c.hangs)
+			if got := strings.Join(caught, ", "); got != c.caught || untried != c.untried {
+				t.Errorf("caught by %q, untried because %q; want %q and %q", got, untried, c.caught, c.untried)
+			}
+		})
+	}
 }

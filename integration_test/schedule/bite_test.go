@@ -57,7 +57,11 @@ func TestBrokenCodeIsCaught(t *testing.T) {
 			set: lockUnsorted}, "40P01"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r, err := schedule.Explore(c.size.String()+": "+c.name, on(stages[c.size], &c.scenario), schedule.Options{Reduce: true, Broken: 1000})
+			r, err := schedule.Explore(c.size.String()+": "+c.name, on(stages[c.size], &c.scenario), schedule.Options{Reduce: true, Broken: 1000, Each: func(o *schedule.Order) {
+				if strayed(o) {
+					t.Errorf("choice %d of this order was to be another one:\n%s", o.Diverged, o)
+				}
+			}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -170,7 +170,7 @@ func (x *explorer) finish(o *Order, found []branch, err error) {
 	if o.redundant {
 		x.report.Redundant++
 	}
-	if o.diverged {
+	if o.Diverged > 0 {
 		x.report.Diverged++
 	}
 	if len(o.Problems) > 0 {
@@ -204,9 +204,12 @@ func (w *walk) pick(o *Order, enabled []*Actor) *Actor {
 				return a
 			}
 		}
-		o.diverged, w.branching = true, false // what would branch here may have been played
+		if o.Diverged == 0 {
+			o.Diverged = n + 1
+		}
+		w.branching = false // what would branch here may have been played
 	}
-	if o.diverged || !w.branching {
+	if o.Diverged > 0 || !w.branching {
 		return enabled[0]
 	}
 	var awake []*Actor

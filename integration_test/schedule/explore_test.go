@@ -247,3 +247,35 @@ func TestAnErrorAndAPanicOfAnActorAreProblems(t *testing.T) {
 		t.Errorf("got %v", r.Broken)
 	}
 }
+
+// An order that cannot be repeated says where it left the way; what was not the scheduler's
+// choice is told apart.
+func TestAnOrderThatCannotBeRepeatedSaysSo(t *testing.T) {
+	scenes := 0
+	fickle := func() *schedule.Scene {
+		scenes++
+		n := 3
+		if scenes > 1 {
+			n = 1 // it has fewer steps than when the orders were found
+		}
+		return &schedule.Scene{Actors: []func(*schedule.Actor) error{steps(n, schedule.Any), steps(2, schedule.Any)}}
+	}
+	var left []*schedule.Order
+	r := explore(t, stages(1, fickle), schedule.Options{Each: func(o *schedule.Order) {
+		if o.Diverged > 0 {
+			left = append(left, o)
+		}
+	}})
+	if r.Diverged == 0 || len(left) != r.Diverged {
+		t.Fatalf("%s, and of %d it is said where", r, len(left))
+	}
+	for _, o := range left {
+		if !strayed(o) {
+			t.Errorf("at choice %d it was led astray by nothing, and is excused:\n%s", o.Diverged, o)
+		}
+		o.Steps[0].Raced = true
+		if strayed(o) {
+			t.Errorf("who was the first of those who waited was not the scheduler's choice, and it is blamed:\n%s", o)
+		}
+	}
+}

@@ -216,7 +216,11 @@ func (p *player) claim(it *item) error {
 			return "outrun", nil
 		}
 		p.won(it)
-		return fmt.Sprintf("won: epoch %d, attempt %d", it.claim.Epoch, it.claim.Attempts), nil
+		how := "won"
+		if p.takesOver {
+			how = "took over"
+		}
+		return fmt.Sprintf("%s: epoch %d, attempt %d", how, it.claim.Epoch, it.claim.Attempts), nil
 	})
 }
 

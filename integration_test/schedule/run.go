@@ -97,7 +97,11 @@ type Order struct {
 	Steps    []Taken
 	Problems []string // empty: all was as promised
 
-	diverged  bool // a choice that was asked for was not there
+	// Diverged is the first of its choices, from 1, that was asked for and not there. From
+	// then on another order was played than was meant, and what the one meant shows may
+	// never be seen. 0: it is what it was to be.
+	Diverged int
+
 	redundant bool // another order shows the same
 }
 
@@ -108,6 +112,7 @@ type Taken struct {
 	Answer string
 	Waited bool     // for a lock, at first
 	Woke   []string // the actors whose waiting it ended
+	Raced  bool     // of several who waited it let some go on: who was the first was not the scheduler's choice
 }
 
 // Replay is what plays this order again, as the value of ONCEMORE_ORDER.
@@ -257,6 +262,7 @@ func (r *run) schedule(choose chooser) error {
 				t.Woke = append(t.Woke, w.Name)
 			}
 		}
+		t.Raced = len(before) > 1 && len(t.Woke) > 0
 		if r.scene.After != nil {
 			r.order.Problems = append(r.order.Problems, r.scene.After(*t)...)
 		}

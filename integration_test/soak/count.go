@@ -44,10 +44,13 @@ type count struct {
 	freezes map[int][]freeze
 	of      map[string]map[int64]*record
 	newest  map[Entity]int64 // versions of sources
+
+	hopeless func(t *jobType, id int64) bool // whether it is an entity's fate to fail for good
 }
 
 func newCount(ctx context.Context, w *world, d *demand) (*count, error) {
 	c := &count{demand: d, freezes: map[int][]freeze{}, of: map[string]map[int64]*record{}}
+	c.hopeless = func(t *jobType, id int64) bool { return fateOf(w.settings.Seed, t, id).trouble == hopeless }
 	var err error
 	if c.effects, err = readEffects(w.effectLog()); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"testing"
 	"time"
 )
@@ -8,15 +9,18 @@ import (
 // A check that cannot fail says nothing: here is what each of them is for.
 func TestTheCountFindsWhatIsWrong(t *testing.T) {
 	const (
-		lost     = "lost: neither done as asked, nor open, nor parked"
-		beyond   = "doubled beyond what the class allows"
-		noEffect = "done without any effect"
-		noFact   = "an effect, and neither a fact nor open"
-		wrongKey = "effects under another key than their epoch's"
-		stale    = "made of an old version last"
-		disorder = "facts replaced by one of no higher epoch"
-		stray    = "known, and never asked for"
-		underway = "neither done, nor listed as a trouble: still on the way"
+		lost      = "lost: neither done as asked, nor open, nor parked"
+		beyond    = "doubled beyond what the class allows"
+		noEffect  = "done without any effect"
+		noFact    = "an effect, and neither a fact nor open"
+		wrongKey  = "effects under another key than their epoch's"
+		stale     = "made of an old version last"
+		disorder  = "facts replaced by one of no higher epoch"
+		stray     = "known, and never asked for"
+		underway  = "neither done, nor listed as a trouble: still on the way"
+		doubtful  = "in doubt after all doubts were resolved"
+		unplanned = "failed, and it was not their fate"
+		unfailed  = "done, and it was their fate to fail"
 	)
 	done := func(epochs ...int64) func(*count, *record) {
 		return func(_ *count, r *record) {
@@ -44,6 +48,7 @@ func TestTheCountFindsWhatIsWrong(t *testing.T) {
 	is := func(trouble string, epoch int64) func(*count, *record) {
 		return func(_ *count, r *record) { r.open = &open{Trouble: trouble, Epoch: epoch} }
 	}
+	doomed := func(c *count, _ *record) { c.hopeless = func(*jobType, int64) bool { return true } }
 	type what = []func(*count, *record)
 	for name, test := range map[string]struct {
 		jobType string
@@ -54,7 +59,10 @@ func TestTheCountFindsWhatIsWrong(t *testing.T) {
 		"nothing known":                         {"once", nil, []string{lost}},
 		"done, but forced and not done":         {"keyed", what{done(0), had("keyed", 0, 0, 1), func(c *count, _ *record) { c.demand.epochs[Entity{"keyed", 1}] = 7 }}, []string{lost}},
 		"forced and done":                       {"keyed", what{done(0, 7), had("keyed", 0, 0, 1), had("keyed", 7, 0, 1), func(c *count, _ *record) { c.demand.epochs[Entity{"keyed", 1}] = 7 }}, nil},
-		"failed":                                {"once", what{is("failed", 0)}, nil},
+		"failed":                                {"once", what{is("failed", 0), doomed}, nil},
+		"failed by chance":                      {"once", what{is("failed", 0)}, []string{unplanned}},
+		"done, though doomed":                   {"once", what{done(0), had("once", 0, 0, 1), doomed}, []string{unfailed}},
+		"in doubt at the end":                   {"once", what{is("in_doubt", 0)}, []string{doubtful}},
 		"parked":                                {"once", what{func(_ *count, r *record) { r.parked = true }}, nil},
 		"held at the end":                       {"once", what{is("", 0)}, []string{underway}},
 		"retrying at the end":                   {"tx", what{is("retrying", 0)}, []string{underway}},
@@ -70,8 +78,8 @@ func TestTheCountFindsWhatIsWrong(t *testing.T) {
 		"done, and no effect":                   {"tx", what{done(0)}, []string{noEffect}},
 		"done anew, and no effect":              {"tx", what{done(0, 5), rows(0)}, []string{noEffect}},
 		"an effect, and nothing else":           {"keyed", what{had("keyed", 0, 0, 1)}, []string{lost, noFact}},
-		"an effect, and failed":                 {"keyed", what{had("keyed", 0, 0, 1), is("failed", 0)}, nil},
-		"a row, and failed":                     {"tx", what{rows(0), is("failed", 0)}, []string{noFact}},
+		"an effect, and failed":                 {"keyed", what{had("keyed", 0, 0, 1), is("failed", 0), doomed}, nil},
+		"a row, and failed":                     {"tx", what{rows(0), is("failed", 0), doomed}, []string{noFact}},
 		"the older version is written last":     {"page", what{func(c *count, r *record) { r.facts = []fact{{Version: 6}}; c.newest[Entity{"page", 1}] = 6 }, had("page", 0, 6, 1), had("page", 0, 5, 1)}, []string{stale}},
 		"the newer version was not done":        {"page", what{func(c *count, r *record) { r.facts = []fact{{Version: 5}}; c.newest[Entity{"page", 1}] = 6 }, had("page", 0, 6, 1)}, []string{lost}},
 		"replaced by a lower epoch":             {"tx", what{done(7, 3), rows(3, 7)}, []string{disorder}},
@@ -79,7 +87,7 @@ func TestTheCountFindsWhatIsWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := &count{demand: &demand{newest: map[string]int64{test.jobType: 1}, epochs: map[Entity]int64{}}, newest: map[Entity]int64{},
-				of: map[string]map[int64]*record{}, freezes: map[int][]freeze{9: {{Pid: 9, From: 150, To: int64(time.Minute)}}}}
+				of: map[string]map[int64]*record{}, hopeless: func(*jobType, int64) bool { return false }, freezes: map[int][]freeze{9: {{Pid: 9, From: 150, To: int64(time.Minute)}}}}
 			for _, change := range test.what {
 				change(c, c.record(test.jobType, 1))
 			}
@@ -169,5 +177,33 @@ func TestCallingOnceMoreIsComparedEntityByEntity(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A soak that had the time must have seen each kind of torment; a short one need not.
+func TestASoakThatIsLongEnoughMustHaveWithstoodEverything(t *testing.T) {
+	all := map[string]int{}
+	for _, d := range torments {
+		all[d.name] = 1
+	}
+	but := maps.Clone(all)
+	delete(but, "Postgres kill -9")
+	long, gap := 10*time.Minute, 1500*time.Millisecond
+	for name, test := range map[string]struct {
+		options
+		happened map[string]int
+		want     int64
+	}{
+		"all of them":              {options{duration: long, gap: gap}, all, 0},
+		"one never":                {options{duration: long, gap: gap}, but, 1},
+		"too short for that":       {options{duration: time.Minute, gap: gap}, but, 0},
+		"without torments":         {options{duration: long}, nil, 0},
+		"none, although there was": {options{duration: long, gap: gap}, nil, int64(len(torments))},
+	} {
+		r := &result{Torments: test.happened}
+		r.withstood(test.options)
+		if got := r.of("kinds of torments that never happened"); got != test.want {
+			t.Errorf("%s: %d are missed, want %d", name, got, test.want)
+		}
 	}
 }

@@ -5,6 +5,10 @@
 //
 //	go run ./integration_test/soak [-for 10m] [-seed N] [-workers 4] [-o table|json]
 //
+// A soak of the usual gaps that lasts three minutes or longer must have seen each kind of
+// torment. What fails at its end must be what was fated to, and nothing may be in doubt once an
+// operator has resolved what was.
+//
 // The result goes to stdout, everything else to stderr. The exit status is 1 when a line of
 // the result that must be 0 is not, and 2 when there is no result. After a failure the
 // database, the effect log and the logs of the workers are kept, and the whole story of

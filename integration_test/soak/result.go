@@ -77,6 +77,21 @@ func (t *tally) add(e Entity) {
 	}
 }
 
+// withstood demands each kind of torment, if the soak took long enough for that: what never
+// happened nothing was found of.
+func (r *result) withstood(o options) {
+	if o.gap == 0 || o.duration < enough(o.gap) {
+		return
+	}
+	missing := int64(0)
+	for _, d := range torments {
+		if r.Torments[d.name] == 0 {
+			missing++
+		}
+	}
+	r.must("kinds of torments that never happened", missing, nil)
+}
+
 // doubts looks whether what may have happened, and nobody can tell, is listed.
 func (r *result) doubts(c *count) {
 	var unlisted tally
@@ -113,7 +128,7 @@ func (r *result) doubts(c *count) {
 
 // count looks at every entity that was ever asked for, and at every other that is known.
 func (r *result) count(c *count) {
-	var lost, beyond, noEffect, noFact, stray, wrongKey, disorder, stale, underway tally
+	var lost, beyond, noEffect, noFact, stray, wrongKey, disorder, stale, underway, doubtful, unplanned, unfailed tally
 	idle := int64(0)
 	for i := range jobTypes {
 		t := &jobTypes[i]
@@ -130,10 +145,17 @@ func (r *result) count(c *count) {
 				stray.add(e)
 			case satisfied:
 				line.Done++
+				if c.hopeless(t, id) {
+					unfailed.add(e)
+				}
 			case rec.open != nil && rec.open.Trouble == "failed":
 				line.Failed++
+				if !c.hopeless(t, id) {
+					unplanned.add(e)
+				}
 			case rec.open != nil && rec.open.Trouble == "in_doubt":
 				line.InDoubt++
+				doubtful.add(e)
 			case rec.open != nil:
 				underway.add(e)
 			case !rec.parked:
@@ -222,6 +244,11 @@ func (r *result) count(c *count) {
 	}
 	r.must(idleTypes, idle, nil)
 	r.must("neither done, nor listed as a trouble: still on the way", underway.n, underway.es)
+	// Of an entity's twelve attempts two at most are lost to its own trouble; that torments
+	// strike ten others in a row does not happen.
+	r.must("in doubt after all doubts were resolved", doubtful.n, doubtful.es)
+	r.must("failed, and it was not their fate", unplanned.n, unplanned.es)
+	r.must("done, and it was their fate to fail", unfailed.n, unfailed.es)
 }
 
 const idleTypes = "job types of which nothing is done"

@@ -29,6 +29,7 @@ func soak(ctx context.Context, w *world, o options) (*result, error) {
 	w.log.say("No more torments, and no more work: the workers drain what there is.")
 	w.provider.heal()
 	r := &result{Seed: o.seed, For: o.duration.String(), Torments: w.log.events}
+	r.withstood(o)
 	if err := w.drain(ctx, "what is on the way"); err != nil {
 		return r, err
 	}
@@ -39,7 +40,9 @@ func soak(ctx context.Context, w *world, o options) (*result, error) {
 		return r, err
 	}
 	r.doubts(c)
-	for round := 1; round <= 3 && c.inDoubt() > 0; round++ { // an attempt after it may end in doubt again
+	// An attempt after it may end in doubt again, but no entity makes trouble more than twice:
+	// there is an end to it.
+	for round := 1; round <= 10 && c.inDoubt() > 0; round++ {
 		w.log.say("%d are in doubt: an operator resolves them by what the provider has.", c.inDoubt())
 		if err := resolveAll(ctx, w, c); err != nil {
 			return r, err

@@ -43,13 +43,28 @@ var torments = []torment{
 	{"Postgres kill -9", 3, (*tormentor).killPostgres},
 }
 
-// run torments until ctx ends, and returns when all is mended.
+// enough is the time in which each kind of torment surely has its turn: as many gaps as there
+// are kinds, each as long as they get then, and Postgres comes back twice.
+func enough(gap time.Duration) time.Duration {
+	return 2*time.Minute + longest*time.Duration(len(torments))*gap
+}
+
+// longest is how many times the average a gap is at most before every kind had its turn.
+const longest = 3
+
+// run torments until ctx ends, and returns when all is mended. Each kind has its turn once,
+// and then comes by its weight: what a soak has withstood is no matter of luck.
 func (t *tormentor) run(ctx context.Context) {
 	total := 0
 	for _, d := range torments {
 		total += d.weight
 	}
+	first := t.rand.Perm(len(torments))
 	for {
+		gap := time.Duration(t.rand.ExpFloat64() * float64(t.gap))
+		if len(first) > 0 {
+			gap = min(gap, longest*t.gap)
+		}
 		select {
 		case <-ctx.Done():
 			t.lasting.Wait()
@@ -58,20 +73,34 @@ func (t *tormentor) run(ctx context.Context) {
 				at.proxy.Resume()
 			}
 			return
-		case <-time.After(time.Duration(t.rand.ExpFloat64() * float64(t.gap))):
+		case <-time.After(gap):
+		}
+		at := t.w.places[t.rand.IntN(len(t.w.places))]
+		if len(first) > 0 {
+			if t.inflict(ctx, torments[first[0]], at) { // else there was nobody to suffer it: it comes next
+				first = first[1:]
+			}
+			continue
 		}
 		n := t.rand.IntN(total)
 		for _, d := range torments {
 			if n -= d.weight; n < 0 {
-				at := t.w.places[t.rand.IntN(len(t.w.places))]
-				if what := d.do(t, ctx, at); what != "" {
-					t.w.log.count(d.name)
-					t.w.log.event("%s: %s", d.name, what)
-				}
+				t.inflict(ctx, d, at)
 				break
 			}
 		}
 	}
+}
+
+// inflict tells whether it happened.
+func (t *tormentor) inflict(ctx context.Context, d torment, at *place) bool {
+	what := d.do(t, ctx, at)
+	if what == "" {
+		return false
+	}
+	t.w.log.count(d.name)
+	t.w.log.event("%s: %s", d.name, what)
+	return true
 }
 
 func (t *tormentor) upTo(d time.Duration) time.Duration {

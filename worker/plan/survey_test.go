@@ -1,7 +1,11 @@
 package plan_test
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -30,7 +34,8 @@ func (d doc) Entity() string       { return fmt.Sprint(d.ID) }
 func (d doc) SourceVersion() int64 { return d.Revision }
 
 // Three ways to read a source: beside a stretch of the ledger, entity by entity, and in
-// the application. Each must find what Decide says of every entity by itself.
+// the application. Each must find what Decide says of every entity by itself, and what is
+// open besides.
 func TestASurveyFindsWhatDecideSaysHoweverItReads(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("ONCEMORE_SEED"); s != "" {
@@ -88,30 +93,90 @@ VALUES (nextval('oncemore.fence'), $1, $2, 0, 0, $3, 0, $4, 1, $5, '{}')`, state
 	}
 	all := []ledger.Reason{ledger.Missing, ledger.Retry, ledger.StaleSource, ledger.StaleVersion, ledger.Failed, ledger.InDoubt}
 	want, seen := map[string]ledger.Reason{}, map[ledger.Reason]int64{}
+	count := func(entity string, r ledger.Reason) {
+		seen[r]++
+		if slices.Contains(all, r) {
+			want[entity] = r
+		}
+	}
+	met := map[string]bool{} // whose claim has a say in what is said of it
 	for i, st := range standings {
-		seen[st.Reason]++
-		if slices.Contains(all, st.Reason) {
-			want[wants[i].Entity] = st.Reason
+		count(wants[i].Entity, st.Reason)
+		met[wants[i].Entity] = st.Open != nil && st.Reason != ledger.Done
+	}
+	// And what is open besides: of what nobody names, or asking for more than the source does.
+	var besides []ledger.Want
+	if rows, err = pool.Query(t.Context(), `SELECT entity, source_version FROM oncemore.claim`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pgx.ForEachRow(rows, []any{&entity, &revision}, func() error {
+		if !met[entity] {
+			besides = append(besides, ledger.Want{Entity: entity, SourceVersion: revision})
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if standings, err = ledger.New(pool).Look(t.Context(), &kind, besides); err != nil {
+		t.Fatal(err)
+	}
+	for i, st := range standings {
+		if st.Reason != ledger.Done {
+			count(besides[i].Entity, st.Reason)
 		}
 	}
 	if len(seen) < 8 {
 		t.Fatalf("the scene has only %v", seen)
 	}
 
-	for name, source := range map[string]jobs.Source{
-		"beside the facts": jobs.SQL[doc](`SELECT id::text AS entity, id, revision AS source_version FROM docs`),
-		"one by one":       jobs.SQL[doc](`SELECT id::text AS entity, id, revision AS source_version FROM docs ORDER BY id`),
+	// A source in Go names its entities in the order of the ledger's key, as bytes.
+	inOrder := slices.SortedFunc(slices.Values(wants), func(a, b ledger.Want) int { return cmp.Compare(a.Entity, b.Entity) })
+	inGo := jobs.Seq(func(_ context.Context, after string) iter.Seq2[doc, error] {
+		return func(yield func(doc, error) bool) {
+			for _, w := range inOrder {
+				if id, err := strconv.Atoi(w.Entity); w.Entity > after && !yield(doc{id, w.SourceVersion}, err) {
+					return
+				}
+			}
+		}
+	})
+	inSQL := func(s *plan.Survey, tx pgx.Tx) error {
+		return errors.Join(s.FromSource(t.Context(), tx), s.FromOpen(t.Context(), tx))
+	}
+	for name, way := range map[string]struct {
+		source jobs.Source
+		survey func(*plan.Survey, pgx.Tx) error
+	}{
+		"beside the facts": {jobs.SQL[doc](`SELECT id::text AS entity, id, revision AS source_version FROM docs`), inSQL},
+		"one by one":       {jobs.SQL[doc](`SELECT id::text AS entity, id, revision AS source_version FROM docs ORDER BY id`), inSQL},
+		// In many chunks: a claim that lies where two of them meet must be met once.
+		"in the application": {inGo, func(s *plan.Survey, tx pgx.Tx) error {
+			for after, more := "", true; more; {
+				c, err := s.Read(t.Context(), after, 7)
+				if err != nil {
+					return err
+				}
+				if err := s.FromChunk(t.Context(), tx, c); err != nil {
+					return err
+				}
+				after, more = c.After, c.More
+			}
+			return nil
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := map[string]ledger.Reason{}
-			s := plan.Survey{Subject: plan.Subject{Type: kind, Source: source}, Selection: plan.Selection{Reasons: all},
+			s := plan.Survey{Subject: plan.Subject{Type: kind, Source: way.source}, Selection: plan.Selection{Reasons: all},
 				Each: func(items []plan.Item) error {
 					for _, it := range items {
+						if r, twice := got[it.Entity]; twice {
+							t.Errorf("%s is picked twice, as %s and as %s", it.Entity, r, it.Reason)
+						}
 						got[it.Entity] = it.Reason
 					}
 					return nil
 				}}
-			err := pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error { return s.FromSource(t.Context(), tx) })
+			err := pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error { return way.survey(&s, tx) })
 			if err != nil {
 				t.Fatal(err)
 			}
