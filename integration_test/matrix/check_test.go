@@ -21,6 +21,10 @@ type fate struct {
 	Outside     int    // effects outside
 	Keys        int    // different keys of those
 	Most        int    // of those, under one key
+	Runs        int    // bodies that began
+	Failures    int    // of them, those that the scenario had fail; in a DoMany, also for another of the pack
+	After       int    // of these, those that failed after the effect
+	Lost        int    // lives that their workers lost, of the workers that ran it
 }
 
 const fatesSQL = `
@@ -35,7 +39,12 @@ SELECT t.name, e.entity, coalesce(l.evidence::text, ''), CASE WHEN c.entity IS N
        (SELECT count(*) FROM inside o WHERE (o.job, o.entity) = (t.name, e.entity)),
        (SELECT count(*) FROM outside o WHERE (o.job, o.entity) = (t.name, e.entity)),
        (SELECT count(DISTINCT key) FROM outside o WHERE (o.job, o.entity) = (t.name, e.entity)),
-       coalesce((SELECT max(n) FROM (SELECT count(*) AS n FROM outside o WHERE (o.job, o.entity) = (t.name, e.entity) GROUP BY o.key) k), 0)
+       coalesce((SELECT max(n) FROM (SELECT count(*) AS n FROM outside o WHERE (o.job, o.entity) = (t.name, e.entity) GROUP BY o.key) k), 0),
+       (SELECT count(*) FROM try o WHERE (o.job, o.entity) = (t.name, e.entity)),
+       (SELECT count(*) FROM failure o WHERE o.job = t.name AND (o.entity = e.entity OR t.name = 'doMany')),
+       (SELECT count(*) FROM failure o WHERE (o.job, o.entity) = (t.name, e.entity) AND o.after),
+       (SELECT count(*) FROM oncemore.worker v WHERE v.name IN (SELECT o.by FROM try o WHERE (o.job, o.entity) = (t.name, e.entity))
+          AND EXISTS (SELECT FROM oncemore.worker later WHERE later.name = v.name AND later.id > v.id))
 FROM entity e JOIN oncemore.job_type t ON t.id = e.job_type
 LEFT JOIN oncemore.ledger l ON (l.job_type, l.entity) = (e.job_type, e.entity)
 LEFT JOIN oncemore.claim c ON (c.job_type, c.entity) = (e.job_type, e.entity)`
@@ -64,7 +73,8 @@ func fates(t testing.TB, pool *pgxpool.Pool) map[string]map[string]fate {
 // A bound says what may have become of an entity.
 type bound struct {
 	facts    int  // at most, one after the other
-	repeats  int  // by how many attempts it may have been done more often than it has facts
+	repeats  int  // by how many attempts it may have been done more often than it has facts, beside those that failed or lost their lives
+	begun    int  // by how many bodies more it may have begun than these allow
 	mayDoubt bool // it may be in doubt, if its class is once
 }
 
@@ -80,6 +90,7 @@ func (f fate) broken(b bound) (all []string) {
 	must("I1", f.Trouble == "" || doubt, "its claim is left as %q", f.Trouble)
 	must("I2", f.Facts <= b.facts, "%d facts, at most %d were asked for", f.Facts, b.facts)
 	must("I4", !doubt || f.Job == "once" && b.mayDoubt, "in doubt, and it can be known")
+	repeats := b.repeats + f.Lost
 	reported := f.Facts // what was not merely adopted had its effect
 	if f.Fact == "a" {
 		reported--
@@ -95,10 +106,15 @@ func (f fate) broken(b bound) (all []string) {
 		must("I4", f.Outside == reported, "%d effects and %d facts", f.Outside, reported)
 	case "keyed":
 		must("I4", f.Keys == reported, "%d keys and %d facts", f.Keys, reported)
-		must("I4", f.Most <= 1+b.repeats, "%d effects under one key, at most %d are explained", f.Most, 1+b.repeats)
+		must("I4", f.Most <= 1+repeats+f.After, "%d effects under one key, at most %d are explained", f.Most, 1+repeats+f.After)
 	case "repeatable":
-		must("I4", f.Outside >= reported && f.Outside <= reported+b.repeats, "%d effects and %d facts, %d repeats are explained", f.Outside, reported, b.repeats)
+		must("I4", f.Outside >= reported && f.Outside <= reported+repeats+f.After, "%d effects and %d facts, %d repeats are explained", f.Outside, reported, repeats+f.After)
 	}
+	runs := reported + repeats + f.Failures + b.begun
+	if doubt {
+		runs++ // the one that is in doubt
+	}
+	must("I4", f.Runs <= runs, "%d runs and %d facts, %d repeats are explained", f.Runs, reported, runs-reported)
 	return all
 }
 
@@ -136,11 +152,8 @@ func (w *world) check(hit strike) {
 		lives--
 	}
 	extra := max(0, lives)
-	b := bound{facts: max(1, w.facts), repeats: extra}
-	if w.fails != nil || w.outage {
-		b.repeats++
-	}
-	if w.struck {
+	b := bound{facts: max(1, w.facts)}
+	if len(w.struck) > 0 {
 		b.repeats++
 		if hit.fault == reportedLost && hit.target.name == "sqs: send" {
 			b.repeats += 2 // the SDK sent it three times, and the producer then once more
@@ -165,6 +178,12 @@ func (w *world) check(hit strike) {
 	}
 	if n := ask[int](w, `SELECT count(*) FROM oncemore.parked`); n != w.parked {
 		broken = append(broken, fmt.Sprintf("%d inputs are parked, want %d", n, w.parked))
+	}
+	// Who took over from a worker that lived has no cause for it.
+	if w.shape != "late" { // where the scenario declares it
+		for _, found := range list(w, w.pool, `SELECT concat_ws(' ', name, id, 'until', expires, 'dead at', dead_at) FROM oncemore.worker WHERE cause = 'lapsed' AND dead_at < expires`) {
+			broken = append(broken, "I9: a worker was declared dead while its lease went on: "+found)
+		}
 	}
 	// A dispute says that something may have happened twice. A false one sends an operator
 	// after nothing.

@@ -25,13 +25,14 @@ type gate struct {
 	server *httptest.Server
 
 	mu      sync.Mutex
-	calls   map[string]fault // by the SDK's id of a call, which its tries have in common
+	calls   map[string]asked // by the SDK's id of a call, which its tries have in common
 	refuses int              // so many further calls of the name are refused as well: the queue tries entries three times
+	doubles bool             // the receives, until one brings something: nothing cannot be handed out twice
 	open    chan struct{}    // closed unless paused
 }
 
 func newGate(t testing.TB, tap *tap, sqs *sqsfake.Fake, queue string) *gate {
-	g := &gate{tap: tap, sqs: sqs, queue: queue, calls: map[string]fault{}, open: make(chan struct{})}
+	g := &gate{tap: tap, sqs: sqs, queue: queue, calls: map[string]asked{}, open: make(chan struct{})}
 	close(g.open)
 	g.server = httptest.NewServer(g)
 	t.Cleanup(func() {
@@ -82,30 +83,72 @@ func callName(action string, body []byte) string {
 	return ""
 }
 
-// fault is what befalls one try of a call, and whether it is the first.
-func (g *gate) fault(id, name string) (f fault, first bool) {
+// What was asked is one of the writes of the tap, and what befalls it.
+type asked struct {
+	name  string
+	fault fault
+	which int
+}
+
+// call is the call of one of its tries, and whether that is the first.
+func (g *gate) call(id, name string) (c asked, first bool) {
 	if name == "" {
-		return "", true
+		return asked{}, true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	f, again := g.calls[id]
+	c, again := g.calls[id]
 	if again {
-		return f, false
+		return c, false
 	}
+	c.name = name
 	if g.refuses > 0 && name == g.hit.target.name {
 		g.refuses--
-		f = refused
+		c.fault = refused
 	}
-	if g.meets(name) {
-		f = g.hit.fault
-		if f == refused {
+	which, is := g.meets(name)
+	c.which = which
+	if is {
+		c.fault = g.hit.fault
+		if c.fault == refused {
 			g.refuses = 2
 		}
-		defer close(g.struck)
+		g.doubles = c.fault == twice
+		g.begins(0, name)
 	}
-	g.calls[id] = f
-	return f, true
+	if g.doubles && name == g.hit.target.name {
+		c.fault = twice
+	}
+	if c.fault == "" {
+		c.fault = g.first(name)
+	}
+	g.calls[id] = c
+	return c, true
+}
+
+// befell notes that a fault has befallen the call. Whether a process was killed is known when
+// it has ended.
+func (g *gate) befell(c asked) {
+	if c.fault != "" && !c.fault.kills() {
+		g.strikesAt(c.name, c.fault)
+	}
+}
+
+// answered looks into the answer to a call.
+func (g *gate) answered(c asked, body []byte) {
+	var out struct{ Messages, Failed []json.RawMessage }
+	_ = json.Unmarshal(body, &out) // an error has neither
+	if len(out.Messages) > 0 {
+		g.brought(c.which)
+	}
+	if c.fault == twice && len(out.Messages) > 0 {
+		g.mu.Lock()
+		g.doubles = false
+		g.mu.Unlock()
+	}
+	if c.fault == twice && len(out.Messages) > 0 || c.fault == refused && len(out.Failed) > 0 {
+		g.befell(c)
+	}
 }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -114,18 +157,22 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // it hung up
 	}
 	action := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "AmazonSQS.")
-	f, first := g.fault(r.Header.Get("Amz-Sdk-Invocation-Id"), callName(action, body))
+	c, first := g.call(r.Header.Get("Amz-Sdk-Invocation-Id"), callName(action, body))
+	f := c.fault
 	if first && f == cutOff {
 		g.cut()
+		g.befell(c)
 	}
 	g.passable()
 	switch {
 	case f == lost:
+		g.befell(c)
 		panic(http.ErrAbortHandler)
 	case f == killedBefore:
 		_ = syscall.Kill(<-g.pid, syscall.SIGKILL)
 		panic(http.ErrAbortHandler)
 	case f == slow && first:
+		g.befell(c)
 		time.Sleep(slowness)
 	case f == twice:
 		g.sqs.SetFaults(sqsfake.Faults{Duplicates: 1})
@@ -139,8 +186,10 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	again.Body = io.NopCloser(bytes.NewReader(body))
 	g.sqs.ServeHTTP(answer, again)
 	g.passable()
+	g.answered(c, answer.Body.Bytes())
 	switch f {
 	case reportedLost:
+		g.befell(c)
 		panic(http.ErrAbortHandler)
 	case killedAfter:
 		_ = syscall.Kill(<-g.pid, syscall.SIGKILL)

@@ -102,11 +102,13 @@ func message(args ...jobs.Args) queue.Message {
 // and are counted, whatever befalls the worker.
 type outside struct {
 	pool *pgxpool.Pool
+	by   string // the name of the worker
 	traits
 }
 
 const outsideSchema = `
-CREATE TABLE try     (id bigint GENERATED ALWAYS AS IDENTITY, job text, entity text);            -- bodies that began
+CREATE TABLE try     (id bigint GENERATED ALWAYS AS IDENTITY, job text, entity text, by text);   -- bodies that began
+CREATE TABLE failure (id bigint GENERATED ALWAYS AS IDENTITY, job text, entity text, after bool); -- of them, those that failed; after the effect, or before
 CREATE TABLE asked   (id bigint GENERATED ALWAYS AS IDENTITY, job text, entity text);            -- done-checks after a body began
 CREATE TABLE outside (id bigint GENERATED ALWAYS AS IDENTITY, job text, entity text, key text);  -- effects
 CREATE TABLE inside  (id bigint GENERATED ALWAYS AS IDENTITY, job text, entity text);            -- effects in the worker's transactions
@@ -136,13 +138,23 @@ const (
 
 var errTrouble = errors.New("some trouble")
 
-// begin notes that a body has begun and waits as long as it takes.
+// begin notes that a body has begun, waits as long as it takes, and notes whether it is to fail.
 func (o *outside) begin(ctx context.Context, class, entity string) (failure, error) {
+	fail, err := o.run(ctx, class, entity)
+	if fail != no {
+		if _, lost := o.pool.Exec(context.WithoutCancel(ctx), `INSERT INTO failure (job, entity, after) VALUES ($1, $2, $3)`, class, entity, fail == after); lost != nil {
+			return before, lost
+		}
+	}
+	return fail, err
+}
+
+func (o *outside) run(ctx context.Context, class, entity string) (failure, error) {
 	var try int
 	var out bool
 	err := o.pool.QueryRow(context.WithoutCancel(ctx), `
-WITH t AS (INSERT INTO try (job, entity) VALUES ($1, $2))
-SELECT 1 + count(*), EXISTS (SELECT FROM outage) FROM try WHERE job = $1 AND entity = $2`, class, entity).Scan(&try, &out)
+WITH t AS (INSERT INTO try (job, entity, by) VALUES ($1, $2, $3))
+SELECT 1 + count(*), EXISTS (SELECT FROM outage) FROM try WHERE job = $1 AND entity = $2`, class, entity, o.by).Scan(&try, &out)
 	if err != nil {
 		return before, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,6 +56,91 @@ func unseen(t testing.TB) (names []string) {
 		}
 	}
 	return names
+}
+
+// byTheTest are sent by apps and operators alone. Here these are the test itself, which must
+// not be killed; all other faults befall them.
+var byTheTest = []string{
+	"message: hold", "message: send", "run: hasten", "run: release", "run: revive its carrier", "run: stop all", "run: wake", "run: want",
+	"stats: ask", "stats: begin", "stats: close", "stats: sum", "transition: record", "sqs: send",
+}
+
+// unstrikable are sent by no worker that is recorded over the carrier, so that none can be aimed at.
+var unstrikable = [carriers]map[string]string{
+	postgres: {
+		"limit: permit back":      "a worker gives back what it has wanted nothing of for a while, and the limited scenario is over by then",
+		"lease: declare dead":     "only who has lived for a lease sends it, and a worker may have done the longest work before",
+		"run: stop at the canary": "a recording need not have it among its first writes: some have passed the canary, and not stopped there",
+		"claim: give back":        "only who is overtaken between two looks sends it, which nothing brings about for certain",
+	},
+	fifo: {"sqs: extend": "no scenario that lasts is carried: extensions are struck over the other queue of SQS"},
+}
+
+// sqsCalls are the names of callName.
+var sqsCalls = []string{"sqs: send", "sqs: receive", "sqs: delete", "sqs: extend", "sqs: release"}
+
+// strikable are the points that a full run over the carrier must have struck. Over SQS these
+// are its calls, for the statements are struck without.
+func (c carrier) strikable(t testing.TB) (all []point) {
+	names := sqsCalls
+	if c == postgres {
+		names = nil
+		for sql := range statements(t, folders...) {
+			names = append(names, pgproxy.Name(sql))
+		}
+	}
+	for _, name := range names {
+		by := victim
+		if slices.Contains(byTheTest, name) {
+			by = producer
+		}
+		for _, f := range c.faults() {
+			if _, not := unstrikable[c][name]; !not && f.befalls(write{role: by, name: name, brings: name == "sqs: receive"}) {
+				all = append(all, point{name, f})
+			}
+		}
+	}
+	return all
+}
+
+// unstruck are those of them that were not, and the names that were spared most faults.
+func (c carrier) unstruck(t testing.TB, struck map[point]bool) (all int, missing, spared []string) {
+	points := c.strikable(t)
+	balance := map[string]int{} // faults that have befallen it, less those that have not
+	for _, p := range points {
+		if struck[p] {
+			balance[p.name]++
+		} else {
+			balance[p.name]--
+			missing = append(missing, p.String())
+		}
+	}
+	for name, n := range balance {
+		if n < 0 {
+			spared = append(spared, name)
+		}
+	}
+	slices.Sort(missing)
+	slices.Sort(spared)
+	return len(points), missing, spared
+}
+
+// A name in these lists that no statement has would excuse nothing, and hide that the statement
+// has got another name.
+func TestWhatCannotBeStruckIsListedByNamesThatExist(t *testing.T) {
+	exist := slices.Clone(sqsCalls)
+	for sql := range statements(t, folders...) {
+		exist = append(exist, pgproxy.Name(sql))
+	}
+	listed := slices.Clone(byTheTest)
+	for _, of := range unstrikable {
+		listed = slices.AppendSeq(listed, maps.Keys(of))
+	}
+	for _, name := range listed {
+		if !slices.Contains(exist, name) {
+			t.Errorf("%s is listed, and no statement and no call has this name", name)
+		}
+	}
 }
 
 // advice is what a person may run, in a sentence that says what for. It is not run from here.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,21 +55,49 @@ const workerEnv = "ONCEMORE_MATRIX_WORKER"
 
 func (w *world) inOwnProcess(dsn, address string) *run {
 	w.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), workerEnv+"="+w.scenario.String(), "DATABASE_URL="+dsn, "QUEUE_ADDRESS="+address, "OUTSIDE_URL="+w.dsn)
-	cmd.Stderr = w.Output()
-	life, err := cmd.StdinPipe() // it ends with us, however we end
-	if err != nil {
-		w.Fatal(err)
+	p := w.working.startProcess(w.Output(), workerEnv+"="+w.scenario.String(), "DATABASE_URL="+dsn, "QUEUE_ADDRESS="+address, "OUTSIDE_URL="+w.dsn)
+	return &run{ended: p.ended, pid: p.Process.Pid, stop: func() { _ = p.Process.Signal(syscall.SIGTERM); <-p.ended }}
+}
+
+// A process is one of the test binary that does the part of a worker or a server.
+type process struct {
+	*exec.Cmd
+	life  io.Closer     // its standard input, which ends with us, however we end
+	ended chan struct{} // closed when it has, and was seen to end as planned
+}
+
+// startProcess starts one, behind the tap. It must end by the tap's fault, or by itself and
+// without a complaint: a panic, a data race or a worker that cannot begin would else be taken
+// for the crash that is played.
+func (t *tap) startProcess(out io.Writer, env ...string) *process {
+	t.Helper()
+	p := &process{Cmd: exec.Command(os.Args[0]), ended: make(chan struct{})}
+	p.Env = append(os.Environ(), env...)
+	p.Stdout, p.Stderr = out, t.Output()
+	var err error
+	if p.life, err = p.StdinPipe(); err != nil {
+		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		w.Fatal(err)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
 	}
-	r := &run{ended: make(chan struct{}), pid: cmd.Process.Pid}
-	r.stop = func() { _ = cmd.Process.Signal(syscall.SIGTERM); <-r.ended }
-	go func() { _ = cmd.Wait(); life.Close(); close(r.ended) }()
-	w.Cleanup(func() { _ = cmd.Process.Kill(); <-r.ended })
-	return r
+	var givenUp atomic.Bool
+	go func() {
+		defer close(p.ended)
+		_ = p.Wait()
+		_ = p.life.Close()
+		status, _ := p.ProcessState.Sys().(syscall.WaitStatus)
+		killed := status.Signaled() && status.Signal() == syscall.SIGKILL
+		switch {
+		case killed && t.hit.fault.kills() && t.hasCome():
+			t.strikes()
+		case killed && givenUp.Load():
+		case !p.ProcessState.Success():
+			t.Errorf("a process ended with %v, and nothing of that is planned; its output is above", p.ProcessState)
+		}
+	}()
+	t.Cleanup(func() { givenUp.Store(true); _ = p.Process.Kill(); <-p.ended })
+	return p
 }
 
 // workerProcess is what a process of the test binary does that is a worker.
@@ -96,7 +125,7 @@ func work(ctx context.Context, s *scenario, name, dsn, address string, effects *
 		return err
 	}
 	defer pool.Close()
-	set, err := jobs.NewSet(s.define(&outside{effects, s.traits})...)
+	set, err := jobs.NewSet(s.define(&outside{effects, name, s.traits})...)
 	if err != nil {
 		return err
 	}

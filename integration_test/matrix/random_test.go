@@ -45,7 +45,10 @@ func cutAtRandom(t *testing.T, over carrier) {
 		return no
 	}}}
 	w := newWorld(t, newDatabase(t), s, strike{})
-	doubled := 0
+	// What the fake does at random may spare any call. So the first call of each kind, whoever
+	// makes it, is struck for certain: there is no work without these three.
+	certain := map[string]fault{"sqs: send": reportedLost, "sqs: receive": reportedLost, "sqs: delete": lost}
+	doubled, first := 0, &firsts{faults: maps.Clone(certain)}
 	if w.sqs != nil {
 		w.sqs.SetFaults(sqsfake.Faults{Duplicates: 0.1, PartialFailures: 0.05, Throttled: 0.02, LostAnswers: 0.02, LostReceives: 0.02, LostAcks: 0.05, ExpiredHandles: 0.02, Seed: seed()})
 	}
@@ -53,6 +56,7 @@ func cutAtRandom(t *testing.T, over carrier) {
 	var mu sync.Mutex
 	cuts := 0
 	for i, tap := range taps {
+		tap.strikesFirst(first)
 		random := pgproxy.Random(0.04, seed()+uint64(i))
 		tap.proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
 			tap.decide(b)
@@ -100,6 +104,15 @@ func cutAtRandom(t *testing.T, over carrier) {
 	if cuts < 10 {
 		t.Errorf("only %d connections were cut", cuts)
 	}
+	if w.sqs != nil {
+		tally := w.sqs.Tally()
+		t.Logf("of %d messages %d were doubled, of %d entries %d were refused", tally.HandedOut, tally.Duplicates, tally.Entries, tally.Refused)
+		for name, f := range certain {
+			if !slices.ContainsFunc(taps, func(tap *tap) bool { return slices.Contains(tap.hits(), point{name, f}) }) {
+				t.Errorf("no %s was %s", name, f)
+			}
+		}
+	}
 	var broken []string
 	for what, sql := range ofTheWhole {
 		for _, found := range list(t, w.pool, sql) {
@@ -114,7 +127,7 @@ func cutAtRandom(t *testing.T, over carrier) {
 				broken = append(broken, fmt.Sprintf("I1: %s %d: lost", class, n+1))
 				continue
 			}
-			b := bound{facts: 1, repeats: cuts, mayDoubt: lives > 0}
+			b := bound{facts: 1, repeats: cuts + len(certain), begun: doubled, mayDoubt: lives > 0}
 			if class == "repeatable" {
 				b.repeats += doubled // two first deliveries at once may both have its effect
 			}

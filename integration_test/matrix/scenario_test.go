@@ -88,6 +88,7 @@ var scenarios, names = func() (map[string]*scenario, []string) {
 		add(scenario{shape: "pack", class: class, slots: 3, sends: pack(class, 3), things: 3})
 		add(scenario{shape: "retry", class: class, slots: 3, sends: pack(class, 3), things: 3, traits: traits{fails: failsOnce}})
 	}
+	add(scenario{shape: "apart", class: "once", slots: 2, sends: append(one("once"), message(kits["once"].thing(2))), things: 2})
 	for _, class := range []string{"keyed", "once", "doTx"} {
 		// Longer than a visibility timeout and a lease.
 		add(scenario{shape: "long", class: class, slots: 2, sends: pack(class, 2), things: 2,

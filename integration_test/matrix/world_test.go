@@ -40,7 +40,7 @@ type world struct {
 	victim *run // the worker behind the proxy
 	mu     sync.Mutex
 	second *run            // another one, once it is needed
-	struck bool            // whether the fault has befallen its write; known at the end
+	struck []point         // what the fault has befallen; known at the end
 	held   map[string]bool // what the victim still held when it was gone, by entity
 }
 
@@ -146,6 +146,8 @@ func (w *world) eventually(what, sql string) bool {
 			return false
 		case is:
 			return true
+		case w.Failed():
+			return false // perhaps nobody is left who would do it
 		case time.Now().After(end):
 			w.Errorf("after %v: not yet: %s\n%s", patience, what, w.story())
 			return false
@@ -197,7 +199,7 @@ func (w *world) play(hit strike) {
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		select {
-		case <-w.working.struck:
+		case <-w.working.came:
 			w.takeOver(hit.fault)
 		case <-over:
 		}
@@ -221,9 +223,9 @@ func (w *world) play(hit strike) {
 	}
 	w.await("its sessions have ended", sessionsEnded)
 	if hit.target.role == producer {
-		w.struck = w.producing.hasStruck()
+		w.struck = w.producing.hits()
 	} else {
-		w.struck = w.working.hasStruck()
+		w.struck = w.working.hits()
 	}
 }
 
