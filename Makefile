@@ -1,4 +1,4 @@
-# Every target installs what it misses; `make setup` alone does only that.
+# What needs a server installs what it misses; `make setup` alone does only that.
 
 .DEFAULT_GOAL = help
 .PHONY: help setup demo examples proof-backfill proof-http proof-sqs test test-full test-containers test-all mutants fuzz soak lint bench

@@ -68,14 +68,17 @@ type Job[A Args] struct {
 	// at all. tx refuses Commit and Rollback.
 	DoTx func(ctx context.Context, tx pgx.Tx, a A) error
 	// DoMany is DoTx for many entities at once. When it fails, everything is rolled back
-	// and it is called again with halves, down to the entity that fails.
+	// and it is called again with halves, down to the entity that fails. It gets what one
+	// message names: up to PackSize of a fan-out, 10 to 1,000 of a re-run, which finds out how many
+	// are good, and one of what was enqueued singly. Policy.Timeout is for all of them.
 	DoMany func(ctx context.Context, tx pgx.Tx, as []A) error
 	// FanOut names the entities of another job type to be worked: a run. It is never "done":
 	// calling it again plans again, and what has a fact is skipped.
 	FanOut func(a A) Source
 
 	Effect Effect
-	// Source names every entity that should be done, for what is missing.
+	// Source names every entity that should be done, for what is missing. Of a type that has one a
+	// message ends when the work is not ready: it is missing until somebody calls it again.
 	Source Source
 
 	Policy

@@ -47,7 +47,9 @@ func NotApplied(err error) error {
 }
 
 // RetryAfter says when the next attempt may help, instead of the policy's backoff. It
-// still counts as an attempt. RetryAfter(d, nil) is nil.
+// still counts as an attempt. A d below 0 is 0, and [Verifiable] waits for its settling time at
+// least. It does not say that the effect did not happen: of class [Once] say RetryAfter(d,
+// NotApplied(err)), else the work is in doubt. RetryAfter(d, nil) is nil.
 func RetryAfter(d time.Duration, err error) error {
 	if err == nil {
 		return nil

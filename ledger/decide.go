@@ -58,7 +58,8 @@ const (
 	ByOperator Evidence = 'o' // an operator resolved it
 )
 
-// Trouble is why an open entity is not simply being worked.
+// Trouble is why an open entity is not simply being worked, as the claim has it. What is then
+// decided about it is a [Reason], and the [State] of a settlement brings it there.
 type Trouble string
 
 const (

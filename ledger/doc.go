@@ -19,6 +19,9 @@
 // in both: the old fact stands until a fact of a higher epoch replaces it, and then goes
 // to oncemore.ledger_history.)
 //
+// An application calls [Ledger.Register], [Record], [Transition], [Ledger.Await] and [EffectKey]. The
+// rest is the engine's, for the packages worker and ledgerhttp, and may change with them.
+//
 // # Ways between the places
 //
 //	missing → open    Claim inserts; Settle does, for a first delivery without a claim that did not complete

@@ -41,7 +41,7 @@ var (
 // Keyed is for a provider that ignores repeats of our effect key for the horizon
 // after the first attempt. Inside it, less the job's timeout, an interrupted
 // attempt is made again under the same key; past it the done-check decides, and
-// without one the entity is in doubt.
+// without one the entity is in doubt. A horizon that is not longer than the timeout is none.
 func Keyed(horizon time.Duration) Effect { return Effect{classKeyed, horizon} }
 
 // Verifiable is for an effect that the done-check can ask the world about. It is

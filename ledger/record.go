@@ -21,7 +21,8 @@ import (
 //
 // It waits for another transaction that is recording the same entity. Where the fact is
 // there already, or comes to be while it waits, fresh is false and nothing changes: an
-// app that finds its work done by somebody else rolls back.
+// app that finds its work done by somebody else rolls back. That goes for a fact of an older
+// SourceVersion, or of a lower Epoch, as well: newer work is enqueued, or is a [Transition].
 func Record(ctx context.Context, tx pgx.Tx, t *Type, ws ...Want) (fresh []bool, err error) {
 	outs := make([]*Outcome, len(ws))
 	index := make(map[string]int, len(ws))
@@ -220,7 +221,7 @@ func ResolveAll(ctx context.Context, tx pgx.Tx, t *Type, os []*Open, v Verdict) 
 			continue
 		}
 		note := *out
-		note.State, note.Class, note.Error = "resolved", string(shown[out].Trouble), fmt.Sprintf("%s, says %s: %s", said, v.By, v.Why)
+		note.State, note.Class, note.Error = "resolved", cmp.Or(string(shown[out].Trouble), "stranded"), fmt.Sprintf("%s, says %s: %s", said, v.By, v.Why)
 		notes = append(notes, &note)
 	}
 	b = &pgx.Batch{}

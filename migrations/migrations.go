@@ -6,8 +6,8 @@
 // together. So a database is at one version, always a whole one, and a process
 // that dies while it migrates leaves the version before.
 //
-// Migrations only add, so that old code runs on a newer schema while a fleet is
-// being replaced; there is no way down.
+// Migrations only add (no more than an index may go), so that old code runs on a newer schema
+// while a fleet is being replaced; there is no way down.
 package migrations
 
 import (

@@ -175,7 +175,7 @@ func TestI4NoBlindRepeatWhatFailedIsNotAskedAboutBeforeItsEffectCanBeSeen(t *tes
 	mustExec(t, pool, `UPDATE oncemore.claim SET trouble = 'retrying', attempts = 0, not_before = NULL, fence = nextval('oncemore.fence')`)
 	enqueue(t, pgq(pool), letter{1})
 	eventually(t, "it is put off, or had once more", func() bool {
-		return effects.of("1") > 1 || ask(t, pool, `SELECT EXISTS (SELECT FROM oncemore.message WHERE deferred > 0)`)
+		return effects.of("1") > 1 || ask(t, pool, `SELECT EXISTS (SELECT FROM oncemore.message WHERE lock = 0)`)
 	})
 	if got := standing(t, pool, "1"); effects.of("1") != 1 || got != "retrying 0" {
 		t.Fatalf("%q after %d effects, want it to wait after one", got, effects.of("1"))

@@ -161,7 +161,7 @@ func TestI4NoBlindRepeatAKeyThatIsForgottenDuringTheReadyCheckIsNotTrusted(t *te
 	pool := pgtest.Pool(t)
 	g := newGate()
 	var runs tally
-	const horizon, timeout = 23 * time.Second, 20 * time.Second
+	const horizon, timeout = 28 * time.Second, 20 * time.Second
 	set := newSet(t, jobs.Job[letter]{Effect: jobs.Keyed(horizon), Policy: jobs.Policy{Timeout: timeout},
 		Ready: func(ctx context.Context, l letter) (bool, error) { return true, g.pass(ctx, l.Entity()) },
 		Do:    func(_ context.Context, l letter) error { runs.add(l.Entity()); return nil }})

@@ -246,7 +246,10 @@ func (l *life) decideIdle(it *item) {
 	// Somebody has it, and may be dead or die over it: this may be the very message that
 	// brings it back then, so it must not end here. Or more is wanted than the claim stands
 	// for (a newer source, a higher epoch). Later.
-	it.end.send = it.later(st.Settling)
+	it.end.send = it.later(min(st.Settling, mostLater))
+	if st.Settling > 0 {
+		it.end.send.Deferred = it.Deferred // it was not put off: what is to be done with it is not known yet
+	}
 	if !covered && it.Deferred >= maxDeferred {
 		it.end.park = string(st.Reason)
 		it.end.err = fmt.Errorf("still %s after %d postponements", st.Reason, it.Deferred)
@@ -469,11 +472,14 @@ func (l *life) notReady(it *item) {
 // double up to an hour and a half, a little more than a day.
 const maxDeferred = 30
 
+// mostLater is how long a message may wait at once: what it waits for may end sooner.
+const mostLater = 90 * time.Minute
+
 // later is the message that carries an item on, unchanged, to another time. d 0 waits the
 // longer the more often it was sent on.
 func (it *item) later(d time.Duration) *queue.Message {
 	if d == 0 {
-		d = min(time.Second<<min(it.Deferred, 13), 90*time.Minute)
+		d = min(time.Second<<min(it.Deferred, 13), mostLater)
 	}
 	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: it.raw}},
 		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}

@@ -297,7 +297,7 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 	if onTheWay {
 		// What failed and will be tried again keeps a message on its way: that alone is no reason to wait.
 		var fresh bool
-		if err := tx.QueryRow(ctx, canaryFreshSQL, r.id, child.ID, child.Effect().Settle()).Scan(&fresh); err != nil || fresh {
+		if err := tx.QueryRow(ctx, canaryFreshSQL, r.id, child.ID).Scan(&fresh); err != nil || fresh {
 			return err
 		}
 	}
@@ -331,16 +331,14 @@ func (l *life) judgeCanary(ctx context.Context, tx pgx.Tx, b *pgx.Batch, r *reru
 const (
 	// A message that names an entity which has neither failed nor waits for another attempt. What
 	// had failed before the run is listed as that until it is tried: it has no attempts then, and
-	// its message was never put off, as it is when it is not ready, or only for as long as its last
-	// attempt, the one that failed, takes to settle. (Half a second is what the clock has gone on
-	// between the look and the message.)
+	// its message was never put off, as it is when it is not ready. (That it waits until the attempt
+	// that failed has settled is not counted.)
 	canaryFreshSQL = `
 SELECT EXISTS (
     SELECT FROM oncemore.message m CROSS JOIN LATERAL unnest(m.entities) AS e(entity)
     WHERE m.run = $1 AND m.type IN ` + childNamesSQL + `
     AND NOT EXISTS (SELECT FROM oncemore.claim c WHERE c.job_type = $2 AND c.entity = e.entity COLLATE "C"
-                    AND c.trouble IS NOT NULL AND NOT (` + ledger.CalledSQL + ` AND
-                        (m.deferred = 0 OR m.lock > 0 OR m.visible_at <= c.claimed_at + $3 + interval '500 milliseconds'))))`
+                    AND c.trouble IS NOT NULL AND NOT (` + ledger.CalledSQL + ` AND m.deferred = 0)))`
 
 	canarySQL = `
 SELECT count(*) FILTER (WHERE c.trouble IS NOT NULL AND (l.entity IS NULL OR c.epoch > l.epoch)),

@@ -36,8 +36,8 @@ type Order struct {
 	Origin string // and from where: a command on a host, a schedule
 
 	Rate        float64       // items a second at most: see [CheckRate]; 0: as fast as the database bears it
-	Canary      int64         // so many first, and the rest only if few enough of them failed; 0: none
-	CanaryShare float64       // of them may fail, from 0 to 1
+	Canary      int64         // so many first, and the rest only if few enough of them failed; 0: none, as where the plan has no more
+	CanaryShare float64       // of them may fail, from 0 to 1; 0: one failure pauses the run
 	Delay       time.Duration // before it begins
 
 	Schedule string    // that asks; "": none

@@ -36,7 +36,7 @@ type Config struct {
 	// inside transactions travel through the database, so its queue "" is always read.
 	Queues map[string]queue.Queue
 
-	Slots int           // bodies that run at once, items and not messages; 0: 16
+	Slots int           // bodies that run at once: one for each item, or for a whole DoMany; 0: 16
 	Lease time.Duration // after which others take over from a dead worker; 0: [ledger.DefaultLease]
 	Grace time.Duration // for running bodies at shutdown, before their contexts end; 0: 10 s
 	Name  string        // in lists of workers; "": host name and process id

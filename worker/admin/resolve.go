@@ -17,7 +17,7 @@ const changedMeanwhile = "has changed since it was shown"
 
 var errNoReason = errors.New("a reason is needed: it is kept for those who ask later")
 
-// Resolve ends the doubt about what was shown, on the actor's word. With done the effect
+// Resolve ends the doubt about what [Operator.InDoubt] has shown, on the actor's word. With done the effect
 // happened, and a fact says so. Else it surely did not: the entity is due again at once,
 // with a message that carries it and as many attempts left as it had. What came as a request
 // is done when its client sends it again: no message is sent of it.
@@ -76,14 +76,14 @@ func (op *Operator) resolveChunk(ctx context.Context, a *act, t *ledger.Type, en
 	return nil
 }
 
-// readDoubts reads what is still in doubt, or stranded, and as it was shown. Nothing is locked by that:
+// readDoubts reads what is still in doubt, or a stranded request, and as it was shown. Nothing is locked by that:
 // ResolveAll compares the fence once more.
 func readDoubts(ctx context.Context, tx pgx.Tx, t *ledger.Type, entries []Entry) ([]*ledger.Open, error) {
 	entities, fences := keysOf(entries)
 	var doubts []*ledger.Open
 	b := &pgx.Batch{}
 	b.Queue(ledger.PlannerSettings)
-	b.Queue(doubtsSQL, t.ID, entities, fences).Query(func(rows pgx.Rows) (err error) {
+	b.Queue(doubtsSQL, t.ID, entities, fences, t.Requests).Query(func(rows pgx.Rows) (err error) {
 		doubts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ledger.Open, error) {
 			o := &ledger.Open{}
 			return o, row.Scan(&o.Trouble, &o.Entity, &o.Fence, &o.Fingerprint, &o.SourceVersion, &o.Run, &o.Epoch, &o.Attempts, &o.Args)
@@ -104,7 +104,7 @@ FROM unnest($2::text[], $3::bigint[]) AS w(entity, seen)
 CROSS JOIN LATERAL (SELECT * FROM oncemore.claim c
                     WHERE c.job_type = $1 AND c.entity = w.entity AND c.fence = w.seen
                     AND (c.owner IS NULL AND c.trouble = 'in_doubt'
-                         OR EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND ` + areStranded + `)) OFFSET 0) c`
+                         OR $4 AND EXISTS (SELECT FROM oncemore.worker w WHERE w.id = c.owner AND ` + areStranded + `)) OFFSET 0) c`
 
 // carry is the message of another attempt on an open entity. Each has one of its own: one
 // that kills its worker takes no other with it.

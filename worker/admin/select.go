@@ -76,8 +76,8 @@ type Entry struct {
 	Error    string    `json:"error"`       // the beginning of it
 }
 
-// InDoubt shows what is in doubt and selected, for [Operator.Resolve]. Of requests that is also what
-// is stranded: it is put in doubt when its client sends it again, and that may be never.
+// InDoubt shows what is in doubt and selected, for [Operator.Resolve]. Requests that are named may be
+// stranded as well: one is put in doubt when its client sends it again, and that may be never.
 func (op *Operator) InDoubt(ctx context.Context, s Selection) (*Shown, error) {
 	return op.show(ctx, s, "in_doubt")
 }
@@ -107,7 +107,7 @@ func (op *Operator) show(ctx context.Context, s Selection, states ...string) (*S
 			return err
 		}
 		shown.Type, shown.Requests = t.Name, t.Requests
-		if t.Requests && slices.Contains(states, "in_doubt") {
+		if t.Requests && len(s.Entities) > 0 && slices.Contains(states, "in_doubt") {
 			states = append(states, "stranded")
 		}
 		query, params := s.query(t.ID, states, limit+1)

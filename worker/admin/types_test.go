@@ -95,6 +95,10 @@ func TestARequestThatADeadServerLeftIsResolvedWithoutItsClient(t *testing.T) {
 			s.claim(orders, alive, "ongoing")
 			s.dies(dead)
 			shown, err := op.InDoubt(t.Context(), admin.Selection{Type: "POST /orders"})
+			if err != nil || len(shown.Entries) != 0 {
+				t.Errorf("nobody has named it: %+v, %v", shown, err)
+			}
+			shown, err = op.InDoubt(t.Context(), admin.Selection{Type: "POST /orders", Entities: []string{"left", "ongoing"}})
 			if err != nil || len(shown.Entries) != 1 || shown.Entries[0].Entity != "left" || shown.Entries[0].State != "stranded" {
 				t.Fatalf("%+v, %v", shown, err)
 			}

@@ -82,7 +82,7 @@ func (s Signal) timeout() time.Duration {
 
 // Defaults are signals that any Postgres can answer, with bounds that a database in normal
 // use stays within: a standby replays within 10 s, no transaction is older than 5 minutes,
-// 80 % of the connections are taken, and 5 sessions wait for a lock.
+// at most 80 % of the connections are taken, and at most 5 sessions wait for a lock.
 func Defaults() []Signal {
 	return []Signal{
 		ReplicaLag(10 * time.Second),

@@ -16,8 +16,8 @@ func (p *program) doubtResolveCommand() *cobra.Command {
   --as not-applied  it surely did not: the entity is due again at once; a request, when
                     its client sends it again
 
-Of requests it also takes what dead processes left (see 'stranded'): no message brings
-that again, only a client.
+A request that a dead server left (see 'stranded') may be named as well: no message
+brings it again, only its client.
 
 Look at the world first. To say "not applied" of an effect that did happen is to have it
 twice. An entity that has changed since it was shown (another operator, a done-check) is
