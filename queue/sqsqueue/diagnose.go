@@ -182,7 +182,7 @@ func (q *queueFacts) deadLetterQueue(ctx context.Context, arn string) Check {
 		c.Found += fmt.Sprintf(", counted from when they were sent; the queue itself keeps them for %s", days(alive))
 		c.Do = "set its MessageRetentionPeriod to 1209600 (14 days), and the queue's to less: a message that waited long would be deleted soon after it got there"
 	case n > 0:
-		c.State, c.Do = "warn", "see what they are: oncemore sqs redrive --dry-run; and send them again when the reason is gone: oncemore sqs redrive"
+		c.State, c.Do = "warn", fmt.Sprintf("see what they are: oncemore sqs redrive %s --dry-run; and send them again when the reason is gone: oncemore sqs redrive %[1]s", name)
 	}
 	return c
 }

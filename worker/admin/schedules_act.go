@@ -47,7 +47,7 @@ func (op *Operator) ResumeSchedule(ctx context.Context, name, reason string) (*R
 }
 
 // RunSchedule asks for a tick of this instant, beside those of the spec. A worker that has
-// the job starts it within a second or two, also of a schedule that is paused; while what
+// the job starts it within three seconds or so, also of a schedule that is paused; while what
 // the last tick started goes on, it waits for that.
 func (op *Operator) RunSchedule(ctx context.Context, name, reason string) (*Result, error) {
 	return op.actOnSchedule(ctx, "schedule-run", name, reason, func(a *act, s *Schedule) error {

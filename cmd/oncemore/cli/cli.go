@@ -58,7 +58,9 @@ for good with who made it and why: see 'audit'.
 
 Exit codes:
   0    all is well
-  1    an error; what was to be changed is as it was
+  1    an error; what was to be changed is as it was, unless the database did not say
+       whether it had committed (say it again: what has changed is left alone), or some
+       of it had been done before ('rerun --watch', 'sqs redrive', 'migrate up')
   2    wrong usage; nothing was done
   3    done, but some of it failed or was left alone; of 'status --check' and
        'doctor': somebody must act; of who watches a run: it is not complete

@@ -22,7 +22,7 @@ type openFilter struct {
 
 func filterFlags(cmd *cobra.Command) *openFilter {
 	f := &openFilter{}
-	cmd.Flags().StringVar(&f.Class, "class", "", "those whose last error is of this `class`")
+	cmd.Flags().StringVar(&f.Class, "class", "", "those whose last error is of this `class` (as 'failures' shows it: timeout, panic, or a Go type such as '*pgconn.PgError')")
 	f.window.add(cmd, "those that got there")
 	return f
 }
@@ -39,12 +39,12 @@ func (p *program) failuresCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "failures [TYPE]", Short: "Group failed attempts by error class, or list what has failed", Args: cobra.MaximumNArgs(1),
 		Long: `Group the attempts that failed by job type and error class: how many, since when and until
 when, what of their entities is failed, retrying or in doubt now, and one as a sample.
-Without --since it looks at the last 7 days.
+Without --since and --until it looks at the last 7 days.
 
 With --list it lists the entities that are failed now: no attempt is left, or the job said
 that none would help. 'retry' gives them all their attempts anew.`,
 		Example: `  oncemore failures --since 2h
-  oncemore failures payment --list --class net.OpError`,
+  oncemore failures payment --list --class timeout`,
 		ValidArgsFunction: p.completeTypes}
 	l, f := listFlags(cmd), filterFlags(cmd)
 	list := cmd.Flags().Bool("list", false, "list the entities instead")

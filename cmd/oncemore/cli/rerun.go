@@ -24,7 +24,9 @@ func (p *program) rerunCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "rerun TYPE", Short: "Call a job type again: for what is missing, or by another selection", Args: cobra.ExactArgs(1),
 		Long: `Call a job type again. Without a selection it is what calling everything again would do:
 what is missing, what is stale, and what dead workers left (--missing --stale --stranded).
-What is done is skipped, so nobody needs to know what is missing.
+What is done is skipped, so nobody needs to know what is missing. With --class, --since or
+--until the source is not asked, unless with --force: only what is open is selected then,
+and nothing that is missing or stale.
 
 It shows how many entities it would be and why each of them, and asks. Then the workers
 plan it, and work it as fast as its --rate, its --canary and the database's health let them;
@@ -39,7 +41,7 @@ Exit codes with --watch: 0 when the run is complete, 3 when it has ended with so
 in doubt or not ready, or was cancelled.`,
 		Example: `  oncemore rerun invitation --dry-run
   oncemore rerun invitation --reason 'the outage of Friday' --watch
-  oncemore rerun payment --failed --class net.OpError --since 2h --canary 100 --canary-failures 5%
+  oncemore rerun payment --failed --class timeout --since 2h --canary 100 --canary-failures 5%
   oncemore rerun tags --force --prefix blog/ --rate 50 --reason 'a new tokenizer'`,
 		ValidArgsFunction: p.completeTypes}
 	m := p.mutates(cmd, false)
@@ -90,7 +92,7 @@ func (r *rerunning) flags(cmd *cobra.Command) {
 	flags.BoolVar(&r.inDoubt, "in-doubt", false, "what is in doubt: it did not happen, you say")
 	flags.BoolVar(&o.Force, "force", false, "all that its source names, done or not, under a new epoch")
 	r.window.add(cmd, "what got into its state")
-	flags.StringVar(&o.Class, "class", "", "what failed with an error of this `class`")
+	flags.StringVar(&o.Class, "class", "", "what failed with an error of this `class` (as 'failures' shows it: timeout, panic, or a Go type such as '*pgconn.PgError')")
 	flags.StringVar(&o.Prefix, "prefix", "", "entities that begin with `this`")
 	flags.StringArrayVar(&o.Entities, "entity", nil, "only this `entity`; may be said often")
 	flags.StringVar(&r.entitiesFrom, "entities-from", "", "only the entities on the lines of a `file`; - is the input")

@@ -21,9 +21,9 @@ caught up. What it has started goes on.`, false,
 		p.scheduleActCommand("resume", "Have a paused schedule tick again", `Have a paused schedule tick again, from now on.`, false,
 			"It ticks again from now on.", (*admin.Operator).ResumeSchedule),
 		p.scheduleActCommand("run-now", "Have a schedule start its work now, beside its times", `Have a schedule start its work now, beside its times, also one that is paused. A worker
-that has the job does so within a second or two; while what the last tick started goes on,
+that has the job does so within three seconds or so; while what the last tick started goes on,
 it waits for that.`, false,
-			"A worker starts it within a second or two, or when the tick before has ended.", (*admin.Operator).RunSchedule),
+			"A worker starts it within three seconds or so, or when the tick before has ended.", (*admin.Operator).RunSchedule),
 		p.scheduleActCommand("rm", "Delete a schedule that no program declares", `Delete a schedule that no program declares, with the record of its ticks. What it has
 started goes on. One that is in the code of a program must be taken out there; it becomes an
 orphan a quarter of an hour later, and can then be deleted.`, true,

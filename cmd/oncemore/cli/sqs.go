@@ -18,7 +18,7 @@ func (p *program) sqsCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "sqs", Short: "Look after queues in Amazon SQS", Args: cobra.NoArgs,
 		Long: `Look after queues in Amazon SQS. A queue is named by its URL or its name; credentials and
 region are those that the AWS SDK finds, and AWS_ENDPOINT_URL_SQS names another endpoint.
-No database is needed.`,
+No database is needed, but by 'doctor' without names, which asks the program's jobs.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(p.sqsDoctorCommand(), p.sqsRedriveCommand())
 	return cmd
@@ -39,8 +39,8 @@ Exit codes: 0 nothing is bad; 3 something is bad, or, with --strict, is a warnin
 		ValidArgsFunction: cobra.NoFileCompletions}
 	output := outputFlag(cmd, "table", "json", "jsonl")
 	strict := cmd.Flags().Bool("strict", false, "let a warning count as bad")
-	attempts := cmd.Flags().Int("attempts", 0, "the `most` attempts that a job of these queues has (default: what the program's jobs say, else 10)")
-	timeout := cmd.Flags().Duration("timeout", 0, "the longest timeout of a job of these queues (default: what the program's jobs say, else 1m)")
+	attempts := cmd.Flags().Int("attempts", 0, "the `most` attempts that a job of these queues has (default: where no queue is named, what the program's jobs say; else 10)")
+	timeout := cmd.Flags().Duration("timeout", 0, "the longest timeout of a job of these queues (default: where no queue is named, what the program's jobs say; else 1m)")
 	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
 		if *attempts < 0 || *timeout < 0 {
 			return usageError("--attempts and --timeout must not be negative")
