@@ -1,8 +1,20 @@
 package worker
 
 import (
+	"context"
+	"time"
+
 	"github.com/oncemore-jobs/oncemore/ledger"
 )
+
+// recordTime is far more than any statement of ours takes on a database that is there. One that was
+// cut off without a word says nothing for a quarter of an hour, and nobody may wait for that.
+const recordTime = 30 * time.Second
+
+// recording is the context of one thing that is read or written down.
+func (l *life) recording() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(l.record, recordTime)
+}
 
 // A claimRequest waits for the answer of a claim that many share.
 type claimRequest struct {
@@ -56,7 +68,9 @@ func (l *life) claimAll(k *kind, rs []*claimRequest) {
 	for _, r := range first {
 		l.hands.take(k, r.it.Entity)
 	}
-	claims, err := l.ledger.Claim(l.record, &k.Type, l.lease.ID, cs)
+	ctx, cancel := l.recording()
+	defer cancel()
+	claims, err := l.ledger.Claim(ctx, &k.Type, l.lease.ID, cs)
 	for i, r := range first {
 		if err == nil {
 			r.it.claim = claims[i]
@@ -74,7 +88,9 @@ func (l *life) claimAll(k *kind, rs []*claimRequest) {
 // outrun ends an item that somebody else was faster with. What the ledger says of it now
 // decides how: it may be done, or in other hands, or due again in a moment.
 func (l *life) outrun(it *item) {
-	standings, err := l.ledger.Look(l.record, &it.kind.Type, []ledger.Want{it.want})
+	ctx, cancel := l.recording()
+	defer cancel()
+	standings, err := l.ledger.Look(ctx, &it.kind.Type, []ledger.Want{it.want})
 	if err != nil {
 		l.giveBack([]*item{it}, err)
 		return

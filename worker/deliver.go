@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -77,7 +78,9 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 		wants[i] = it.want
 	}
 	began := time.Now()
-	standings, err := l.ledger.Look(l.record, &k.Type, wants)
+	ctx, cancel := l.recording()
+	defer cancel()
+	standings, err := l.ledger.Look(ctx, &k.Type, wants)
 	if err != nil {
 		l.log.Error("look failed: the messages come again", "type", k.name, "items", len(items), "error", err)
 		l.giveBack(items, err)
@@ -266,10 +269,11 @@ func (l *life) work(task []*item) {
 	}
 	it := task[0]
 	if it.suspicious() {
-		l.suspects.Lock()
-		// Until its end is recorded: the next one may kill us, and would charge it once more.
+		next := l.alone(k)
+		// Until its end is recorded, by us or by who fences it off: the next one may kill us, and
+		// would charge it once more.
 		it.recorded = make(chan struct{})
-		defer func() { <-it.recorded; l.suspects.Unlock() }()
+		go func() { <-it.recorded; next() }()
 	}
 	if !l.mayStart(it) || !l.stillRuns(it) {
 		return
@@ -334,6 +338,19 @@ func (it *item) suspicious() bool {
 	return o != nil && o.Abandoned() && o.Attempts >= 2
 }
 
+// alone waits until no other suspect runs. The next one may begin when next is called, or when this
+// one has had all its time and does not end: then it has not killed us, and is not to stop the rest.
+func (l *life) alone(k *kind) (next func()) {
+	select {
+	case l.suspects <- struct{}{}:
+	case <-l.jobs.Done():
+		return func() {}
+	}
+	over := sync.OnceFunc(func() { <-l.suspects })
+	timer := time.AfterFunc(3*k.Erased.Timeout+l.stuckGrace, over) // two checks and a body
+	return func() { timer.Stop(); over() }
+}
+
 // mayStart tells whether it may still begin; else it ends here.
 func (l *life) mayStart(it *item) bool {
 	if l.stopping.Load() || l.jobs.Err() != nil || !l.lease.Alive() {
@@ -354,7 +371,9 @@ func (l *life) stillRuns(it *item) bool {
 		return true
 	}
 	it.looked = time.Now()
-	standings, err := l.ledger.Look(l.record, &it.kind.Type, []ledger.Want{it.want})
+	ctx, cancel := l.recording()
+	defer cancel()
+	standings, err := l.ledger.Look(ctx, &it.kind.Type, []ledger.Want{it.want})
 	if err != nil {
 		l.giveBack([]*item{it}, err)
 		return false

@@ -39,7 +39,7 @@ func (l *life) recheck(ctx context.Context) {
 		l.expireResults(ctx)
 		l.endCancelled(ctx)
 		for name, k := range l.kinds {
-			if name == k.name && k.Checked && !k.Effect().MayRepeat() {
+			if name == k.name && k.Checked && !k.Effect().MayRepeat() && k.asking.Load() == 0 { // else one was left behind, and still runs
 				after[k] = l.recheckKind(ctx, k, after[k])
 			}
 		}
@@ -95,6 +95,10 @@ func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 	silent := 0
 	for _, o := range doubts {
 		done, result, err := l.askAgain(ctx, k, o)
+		if errors.Is(err, errDeaf) {
+			l.log.Error("a done-check ignores the end of its context: nothing of its type is asked again until it ends", "type", k.name, "entity", o.Entity, "timeout", k.Erased.Timeout)
+			return o.Entity
+		}
 		if err != nil {
 			if silent++; silent == recheckErrors || ctx.Err() != nil {
 				return o.Entity
@@ -130,9 +134,43 @@ func (l *life) askAgain(ctx context.Context, k *kind, o *ledger.Open) (done bool
 	limit, cancel := context.WithTimeout(ctx, k.Erased.Timeout)
 	defer cancel()
 	attempt := &jobs.Attempt{JobType: k.name, KeyType: k.KeyType, Entity: o.Entity, Number: o.Attempts, Run: o.Run, Epoch: o.Epoch}
-	err = safely(func() (err error) { done, err = k.Erased.Done(jobs.NewContext(limit, attempt), in.Args); return err })
-	return done, attempt.Returned(o.Entity), err
+	k.asking.Add(1)
+	answers := make(chan answer, 1)
+	go func() {
+		defer k.asking.Add(-1)
+		a := answer{err: errExited} // where the check ends its goroutine
+		defer func() {
+			if v := recover(); v != nil {
+				a.err = fmt.Errorf("panic: %v", v)
+			}
+			answers <- a
+		}()
+		a.done, a.err = k.Erased.Done(jobs.NewContext(limit, attempt), in.Args)
+		a.result = attempt.Returned(o.Entity)
+	}()
+	var a answer
+	select {
+	case a = <-answers:
+	case <-limit.Done():
+		select {
+		case a = <-answers:
+		case <-time.After(l.stuckGrace):
+			return false, nil, errDeaf
+		}
+	}
+	return a.done, a.result, a.err
 }
+
+// An answer is what a done-check says when it is asked again. Whoever asks looks after more than
+// this one: so neither a panic, nor the end of its goroutine, nor a check that never ends may be
+// the end of that.
+type answer struct {
+	done   bool
+	result []byte
+	err    error
+}
+
+var errDeaf = errors.New("the done-check ignores the end of its context")
 
 // resolve ends a doubt, and sends the message of another attempt in the same transaction.
 func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Verdict) error {
@@ -149,22 +187,4 @@ func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Ve
 		holdSent(b, again)
 		return tx.SendBatch(ctx, b).Close()
 	})
-}
-
-// safely turns a panic of a check into an error, and the end of its goroutine: that is not to be
-// the end of whoever asks, which looks after more than this one.
-func safely(f func() error) error {
-	err := errExited
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		defer func() {
-			if v := recover(); v != nil {
-				err = fmt.Errorf("panic: %v", v)
-			}
-		}()
-		err = f()
-	}()
-	<-over
-	return err
 }

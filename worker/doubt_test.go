@@ -164,3 +164,28 @@ func TestADoneCheckEndsADoubtOfOnceOnlyBySayingThatItHappened(t *testing.T) {
 	eventually(t, "the doubt is over", func() bool { return standing(t, pool, "1") == "done c 1" })
 	mustStop(t, w)
 }
+
+// The done-check that is asked again about a doubt waits for a provider that never answers, without
+// looking at its context. Whoever asks looks after everything else as before, asks no second one of
+// the type meanwhile, and the worker stops.
+func TestADoneCheckThatNeverEndsIsLeftBehindWhenItIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	g := newGate()
+	t.Cleanup(func() { close(g.open) })
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Verifiable(time.Millisecond), Policy: jobs.Policy{Timeout: 50 * time.Millisecond},
+		Done: func(_ context.Context, l letter) (bool, error) { return true, g.pass(context.Background(), l.Entity()) },
+		Do:   func(context.Context, letter) error { return nil }})
+	newWorker(t, pool, set, worker.Config{}) // registers the job type
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, trouble, first_claimed_at, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), 'in_doubt', now(), 0, 0, 0, 0, t.id, 1, n::text, format('{"n":%s}', n) FROM oncemore.job_type t, generate_series(1, 2) n WHERE t.name = 'letter'`)
+	w := beginImpatient(t, pool, set, worker.Config{Recheck: 10 * time.Millisecond})
+	within(t, "it is asked", g.entered)
+	orphan(t, pool, 7)
+	eventuallyRow(t, pool, "what nobody has in hand is given back", `SELECT EXISTS (SELECT FROM oncemore.claim WHERE entity = '7' AND owner IS NULL)`)
+	mustStop(t, w)
+	if n := len(g.entered); n != 0 {
+		t.Errorf("%d more checks were begun beside the one that does not end", n)
+	}
+}

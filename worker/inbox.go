@@ -28,7 +28,7 @@ type inbox struct {
 
 	mu    sync.Mutex
 	held  map[*parcel]struct{} // owned by mu; extended together, unless lost
-	items int                  // in what is held, those that have ended included
+	items int                  // in what is held, without those that have ended
 	size  float64              // items in a message: at first many, so that little is asked for until it is known
 }
 
@@ -284,10 +284,7 @@ func (l *life) setAside(b *inbox, d queue.Delivery) {
 // drop forgets a parcel that is acknowledged or released.
 func (b *inbox) drop(p *parcel) {
 	b.mu.Lock()
-	if _, ok := b.held[p]; ok {
-		delete(b.held, p)
-		b.items -= len(p.Items)
-	}
+	delete(b.held, p)
 	b.mu.Unlock()
 	b.freed()
 }
@@ -297,6 +294,14 @@ func (l *life) widened() {
 	for _, b := range l.inboxes {
 		b.widened()
 	}
+}
+
+// over counts off items that have ended. What of a message waits for its limit must not take the
+// room of what could start, as its first items would that have ended long ago.
+func (b *inbox) over(items int) {
+	b.mu.Lock()
+	b.items -= items
+	b.mu.Unlock()
 }
 
 // freed tells receive that there may be room again, widened that it may be for more types.

@@ -319,3 +319,27 @@ VALUES (101, 'about to die', now() + interval '1 hour'), (102, 'living', now() +
 		t.Error("the dead has permits still")
 	}
 }
+
+// Two packs have more than a worker ever holds, and begin one in a long while. What has ended of them
+// makes no room for itself: it is over, and other types are received.
+func TestWhatHasEndedOfAPackThatWaitsForItsRateTakesNoRoom(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var begun, free tally
+	const rate = 50
+	set := newSet(t,
+		jobs.Job[letter]{Effect: jobs.Repeatable, Policy: jobs.Policy{Limit: jobs.Limit{Rate: rate}},
+			Do: func(_ context.Context, l letter) error { begun.add(l.Entity()); return nil }},
+		jobs.Job[errand]{Effect: jobs.Repeatable, Do: func(_ context.Context, e errand) error { free.add(e.What); return nil }})
+	w := newWorker(t, pool, set, worker.Config{Slots: 1}) // holds about a hundred
+	sendMessages(t, pgq(pool), pack(t, 1, 1000))
+	runWorker(t, w)
+	eventually(t, "more have ended than a worker holds", func() bool { return begun.sum() > 150 })
+	for _, what := range []string{"bread", "milk"} { // for the first a receive may have been waiting since there was room
+		enqueue(t, pgq(pool), errand{What: what})
+		eventually(t, "the errand is run", func() bool { return free.of(what) == 1 })
+	}
+	if begun.sum() == 1000 {
+		t.Error("the pack was over before the errands")
+	}
+}

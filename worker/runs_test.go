@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -358,6 +359,11 @@ func TestNewRefusesWhatItCannotWork(t *testing.T) {
 	source := func(query string, params ...any) jobs.Job[letter] {
 		return jobs.Job[letter]{Effect: jobs.Once, Do: func(context.Context, letter) error { return nil }, Source: jobs.SQL[letter](query, params...)}
 	}
+	beside, err := pgxpool.New(t.Context(), pool.Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(beside.Close)
 	queued := source(`SELECT '1' AS entity, 1 AS n`)
 	queued.Queue = "elsewhere"
 	for name, c := range map[string]struct {
@@ -379,6 +385,9 @@ func TestNewRefusesWhatItCannotWork(t *testing.T) {
 		"an entity that is missing":   {job: source(`SELECT NULL::text AS entity, 1 AS n`), want: `of entity "1"`},
 		"parameters that are missing": {job: source(`SELECT '1' AS entity, $1::int AS n`), want: "expected 1 arguments, got 0"},
 		"negative slots":              {job: source(`SELECT '1' AS entity, 1 AS n`), config: worker.Config{Slots: -1}, want: "negative"},
+		"a lease of a day":            {job: source(`SELECT '1' AS entity, 1 AS n`), config: worker.Config{Lease: 24 * time.Hour}, want: "at most 10m"},
+		"a queue in another database": {job: source(`SELECT '1' AS entity, 1 AS n`), config: worker.Config{Queues: map[string]queue.Queue{"mails": pgq(pgtest.Pool(t))}}, want: `queue "mails": it is in another database`},
+		"a queue by another pool":     {job: source(`SELECT '1' AS entity, 1 AS n`), config: worker.Config{Queues: map[string]queue.Queue{"mails": pgqueue.New(beside, "mails")}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := worker.New(t.Context(), pool, newSet(t, c.job), c.config)

@@ -34,7 +34,9 @@ func (l *life) settle(k *kind, items []*item) {
 			it.keep.Store(true)
 		}
 	}
-	if err := l.ledger.RecordDisputes(l.record, &k.Type, l.lease.ID, outs); err != nil {
+	ctx, cancel := l.recording()
+	defer cancel()
+	if err := l.ledger.RecordDisputes(ctx, &k.Type, l.lease.ID, outs); err != nil {
 		l.log.Error("late outcomes not recorded", "type", k.name, "error", err)
 	}
 	for _, it := range items {
@@ -84,7 +86,9 @@ func (l *life) sweep(k *kind, items []*item) {
 	if len(done) == 0 {
 		return
 	}
-	if err := l.ledger.Sweep(l.record, &k.Type, opens); err != nil {
+	ctx, cancel := l.recording()
+	defer cancel()
+	if err := l.ledger.Sweep(ctx, &k.Type, opens); err != nil {
 		l.log.Warn("claims of done work stay until their messages come again", "type", k.name, "error", err)
 		for _, it := range done {
 			it.end.keep = true
@@ -134,7 +138,9 @@ func (l *life) taken(k *kind, items []*item) (found bool, err error) {
 			first, wants = append(first, it), append(wants, it.want)
 		}
 	}
-	standings, err := l.ledger.Look(l.record, &k.Type, wants)
+	ctx, cancel := l.recording()
+	defer cancel()
+	standings, err := l.ledger.Look(ctx, &k.Type, wants)
 	if err != nil {
 		return false, err
 	}
@@ -202,7 +208,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 	}
 	wait := 50 * time.Millisecond
 	for {
-		ctx, cancel := context.WithTimeout(l.record, 30*time.Second)
+		ctx, cancel := l.recording()
 		err := l.ledger.RunBatch(ctx, func(b *pgx.Batch) {
 			for _, o := range outs {
 				o.Refused = false
@@ -287,11 +293,13 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 			gone[d.Receipt] = true
 		}
 	}
+	ended := map[*inbox]int{}
 	for _, it := range items {
 		if it.recorded != nil {
 			close(it.recorded)
 		}
 		p := it.parcel
+		ended[p.inbox]++
 		if p.left.Add(-1) > 0 {
 			continue
 		}
@@ -301,9 +309,12 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 		}
 		l.acks.add(p)
 	}
+	for b, n := range ended {
+		b.over(n)
+	}
 	if len(items) > 0 {
 		for _, b := range l.inboxes {
-			b.freed()
+			b.freed() // a slot may be free
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -21,6 +22,11 @@ const holdPatience = 2 * time.Second
 // errNotOurs ends a transaction whose work turned out to be done, or in other hands.
 var errNotOurs = errors.New("the work is in other hands")
 
+// notBegun wraps errors of getting a transaction: nothing was tried, and no attempt is charged.
+type notBegun struct{ error }
+
+func (e notBegun) Unwrap() error { return e.error }
+
 // doTx runs a DoTx body: fact first, then the effect, then one commit for both. A crash
 // anywhere before the commit leaves neither; a commit whose answer was lost is found out
 // by looking for the fact.
@@ -34,8 +40,8 @@ func (l *life) doTx(it *item) {
 // workMany brings the items of one DoMany task to their end.
 func (l *life) workMany(task []*item) {
 	if slices.ContainsFunc(task, (*item).suspicious) {
-		l.suspects.Lock()
-		defer l.suspects.Unlock()
+		next := l.alone(task[0].kind)
+		defer next()
 	}
 	defer l.returnRest(task)
 	ready := make([]*item, 0, len(task))
@@ -73,7 +79,7 @@ func (l *life) many(its []*item) {
 		}
 		return its[0].kind.Erased.DoMany(ctx, tx, args)
 	})
-	if err == nil || len(its) == 1 || l.jobs.Err() != nil || its[0].parcel.lost.Load() && !its[0].claim.Won {
+	if _, away := errors.AsType[notBegun](err); away || err == nil || len(its) == 1 || l.jobs.Err() != nil || its[0].parcel.lost.Load() && !its[0].claim.Won {
 		for _, it := range its {
 			l.endTx(it, err)
 		}
@@ -86,7 +92,10 @@ func (l *life) many(its []*item) {
 
 // endTx ends an item whose transaction returned err.
 func (l *life) endTx(it *item, err error) {
+	_, away := errors.AsType[notBegun](err)
 	switch {
+	case away:
+		l.finish(it, ledger.Returned, err)
 	case err == nil && it.end.reason == "":
 		// The fact is committed: what is left is the acknowledgement.
 		l.endItem(it)
@@ -102,20 +111,26 @@ func (l *life) endTx(it *item, err error) {
 // that are not ours have a reason set when it returns nil.
 func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, mine []*item) error) error {
 	first := its[0]
+	// The wait for a connection is no time of the body's, and a database that is away no fault of it.
+	conn, err := l.pool.Acquire(l.jobs)
+	if err != nil {
+		return notBegun{fmt.Errorf("get a connection: %w", err)}
+	}
+	defer conn.Release()
 	ctx := l.begin(first)
 	defer ctx.end()
 	ctx.attempt.Many = first.kind.Erased.DoMany != nil
-	tx, err := l.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
-		return notTried{fmt.Errorf("begin: %w", err)}
+		return notBegun{fmt.Errorf("begin: %w", err)}
 	}
 	// A frozen process must not hold its locks for ever: the server ends a transaction that
 	// idles longer than a body may take.
-	limit := strconv.FormatInt((first.kind.Erased.Timeout + l.stuckGrace).Milliseconds(), 10)
+	limit := strconv.FormatInt(min((first.kind.Erased.Timeout+l.stuckGrace).Milliseconds(), math.MaxInt32), 10)
 	// However this ends, and even if the body ends its goroutine. After a commit it is nothing.
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	if _, err := tx.Exec(ctx, `/* transaction: bound its idling */ SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
-		return notTried{fmt.Errorf("begin: %w", err)}
+		return notBegun{fmt.Errorf("begin: %w", err)}
 	}
 	outs := make([]*ledger.Outcome, len(its))
 	for i, it := range its {

@@ -68,6 +68,28 @@ func TestOutcomesThatCannotBeRecordedAreTriedUntilTheyAre(t *testing.T) {
 	}
 }
 
+// A restart of the database is no fault of the work that could not begin meanwhile: here it has one
+// attempt, and still has it.
+func TestATransactionThatCannotBeginIsNoAttempt(t *testing.T) {
+	t.Parallel()
+	direct, proxied, proxy := throughProxy(t)
+	var bodies, refused atomic.Int32
+	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Attempts: 1}, DoTx: func(context.Context, pgx.Tx, letter) error { bodies.Add(1); return nil }})
+	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
+		if b.Has("transaction: bound its idling") && refused.Add(1) <= 3 {
+			return pgproxy.Lost
+		}
+		return pgproxy.Pass
+	})
+	w := begin(t, proxied, set, worker.Config{Lease: time.Minute})
+	enqueue(t, pgq(direct), letter{1})
+	eventuallyRow(t, direct, "it is done, or has failed", `SELECT EXISTS (SELECT FROM oncemore.ledger) OR EXISTS (SELECT FROM oncemore.claim WHERE trouble = 'failed')`)
+	mustStop(t, w)
+	if got := standing(t, direct, "1"); got != "done t 1" || bodies.Load() != 1 || refused.Load() < 4 {
+		t.Errorf("%q after %d bodies, %d transactions were begun", got, bodies.Load(), refused.Load())
+	}
+}
+
 // A job that outlives a rescuer's patience runs twice at once. Here a body may take as
 // long as its timeout says: its worker renews the lease and extends the message.
 func TestABodyThatOutlivesLeaseAndVisibilityRunsOnce(t *testing.T) {

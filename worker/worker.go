@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -33,11 +34,12 @@ import (
 type Config struct {
 	// Queues are read side by side, by the names that jobs' policies use. The default
 	// queue "" is one in the pool's database unless it is given. Retries, delays and sends
-	// inside transactions travel through the database, so its queue "" is always read.
+	// inside transactions travel through the database, so its queue "" is always read. A queue in
+	// Postgres must be in that same database.
 	Queues map[string]queue.Queue
 
 	Slots int           // bodies that run at once: one for each item, or for a whole DoMany; 0: 16
-	Lease time.Duration // after which others take over from a dead worker; 0: [ledger.DefaultLease]
+	Lease time.Duration // after which others take over from a dead worker; at most 10 minutes; 0: [ledger.DefaultLease]
 	Grace time.Duration // for running bodies at shutdown, before their contexts end; 0: 10 s
 	Name  string        // in lists of workers; "": host name and process id
 	Log   *slog.Logger  // nil: slog.Default()
@@ -78,6 +80,9 @@ type Worker struct {
 	away    atomic.Bool // the last life ended, or did not begin, for want of the database or the lease
 }
 
+// longestLease is far more than a database is away that a worker is to outlive.
+const longestLease = 10 * time.Minute
+
 // New registers the set's job types in the database, whose schema must be current, and so needs
 // the right to write there. It refuses a job on a queue that Config.Queues does not name, a Source
 // that cannot be run or whose columns do not decode as the arguments, a schedule that could start
@@ -102,9 +107,17 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 	if c.Slots < 0 || c.Lease < 0 || c.Grace < 0 || c.Recheck < 0 {
 		return nil, errors.New("worker: Slots, Lease, Grace and Recheck must not be negative")
 	}
+	if c.Lease > longestLease {
+		return nil, fmt.Errorf("worker: a Lease of %s is too long: only who has lived for a lease takes over from the dead, and that is for how long their work waits; at most %s", c.Lease, longestLease)
+	}
 	w := &Worker{pool: pool, set: set, config: c, log: c.Log, ledger: ledger.New(pool),
 		queues: map[string]queue.Queue{}, kinds: map[string]*kind{}, stuckGrace: 5 * time.Second, rollEvery: time.Minute, awayFor: defaultAwayFor}
 	for name, q := range c.Queues {
+		if pg, is := q.(*pgqueue.Queue); is && pg.Pool() != pool {
+			if err := sameDatabase(ctx, pool, pg.Pool()); err != nil {
+				return nil, fmt.Errorf("worker: queue %q: %w", name, err)
+			}
+		}
 		w.queues[name] = q
 	}
 	if c.Throttles == nil {
@@ -132,12 +145,33 @@ func New(ctx context.Context, pool *pgxpool.Pool, set *jobs.Set, c Config) (*Wor
 	return w, nil
 }
 
+var errElsewhere = errors.New("it is in another database than the ledger, where nothing of it could be acknowledged together with what is recorded: it needs a worker and a ledger there")
+
+// sameDatabase is nil where two pools lead to one database: a lock that is taken by one is then
+// seen by the other, whatever the addresses are, or what stands between.
+func sameDatabase(ctx context.Context, a, b *pgxpool.Pool) error {
+	key, free := rand.Int64(), false
+	err := pgx.BeginFunc(ctx, a, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, key); err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, b, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, key).Scan(&free)
+		})
+	})
+	if err == nil && free {
+		err = errElsewhere
+	}
+	return err
+}
+
 // A kind is a job type as the worker knows it.
 type kind struct {
 	*jobs.Erased
 	ledger.Type
-	name    string // of the type; Erased and Type agree on it
-	rerunOf *kind  // whose re-runs its messages carry; nil: it is one of the set's
+	name    string       // of the type; Erased and Type agree on it
+	rerunOf *kind        // whose re-runs its messages carry; nil: it is one of the set's
+	asking  atomic.Int32 // done-checks that recheck asks, with those that it has given up
 }
 
 // register gives every job type its number and checks what only the database can tell.
@@ -238,7 +272,7 @@ type life struct {
 	acks     *group[*parcel]
 	tempos   tempos
 	hands    hands
-	suspects sync.Mutex // held while work runs that workers died over again and again: one at a time
+	suspects chan struct{} // holds one while work runs that workers died over again and again: one at a time
 	stopping atomic.Bool
 	clogged  atomic.Bool  // every slot is stuck
 	watched  atomic.Int64 // when watch last looked, in Unix nanoseconds
@@ -246,7 +280,7 @@ type life struct {
 
 // live is one life: it ends with ctx, or with the lease.
 func (w *Worker) live(ctx context.Context) error {
-	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}, hands: newHands()}
+	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}, hands: newHands(), suspects: make(chan struct{}, 1)}
 	// Nothing of a life ends with ctx directly: shutting down has an order of its own.
 	outlive := context.WithoutCancel(ctx)
 	lease, err := w.ledger.Join(outlive, w.config.Name, w.config.Lease, w.log)

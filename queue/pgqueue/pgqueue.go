@@ -82,6 +82,9 @@ func (q *Queue) WithVisibility(d time.Duration) *Queue {
 // Visibility is how long a delivery is held before it is handed out again.
 func (q *Queue) Visibility() time.Duration { return q.visibility }
 
+// Pool leads to the queue's database.
+func (q *Queue) Pool() *pgxpool.Pool { return q.pool }
+
 // Name is the queue's name in the database.
 func (q *Queue) Name() string { return q.name }
 

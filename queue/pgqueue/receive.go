@@ -101,7 +101,11 @@ func (q *Queue) receiveNow(ctx context.Context, max int, types []string) ([]queu
 	if from, ok := q.pace.beginWake(time.Now()); ok {
 		start := time.Now()
 		w, err := q.wake(ctx, conn, from)
-		q.pace.endWake(start, time.Now(), w, err)
+		end := time.Now()
+		if err != nil {
+			start = end // how long it takes to fail says nothing of how long it takes
+		}
+		q.pace.endWake(start, end, w, err)
 		if err != nil {
 			return nil, err
 		}
@@ -120,7 +124,11 @@ func (q *Queue) receiveNow(ctx context.Context, max int, types []string) ([]queu
 func (q *Queue) claimFrom(ctx context.Context, db batcher, from position, max int, types []string) ([]queue.Delivery, error) {
 	start := time.Now()
 	c, err := q.claim(ctx, db, from, max, types)
-	q.pace.end(start, time.Now(), from, c.at)
+	end := time.Now()
+	if err != nil {
+		end = start // how long it takes to fail says nothing of how long it takes
+	}
+	q.pace.end(start, end, from, c.at)
 	return c.ds, err
 }
 
