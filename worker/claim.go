@@ -7,9 +7,10 @@ import (
 	"github.com/oncemore-jobs/oncemore/ledger"
 )
 
-// recordTime is far more than any statement of ours takes on a database that is there. One that was
-// cut off without a word says nothing for a quarter of an hour, and nobody may wait for that.
-const recordTime = 30 * time.Second
+// recordTime is far more than any statement of ours takes on a database that is there, with the wait
+// for a connection in a pool that is too small. One that was cut off without a word says nothing for
+// a quarter of an hour, and nobody may wait for that.
+const recordTime = 2 * time.Minute
 
 // recording is the context of one thing that is read or written down.
 func (l *life) recording() (context.Context, context.CancelFunc) {

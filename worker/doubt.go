@@ -28,16 +28,22 @@ func (l *life) recheck(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(adoptAfter):
-				l.adopt(ctx)
-				l.sweepMoot(ctx)
+				round, over := context.WithTimeout(ctx, recordTime)
+				l.adopt(round)
+				l.sweepMoot(round)
+				over()
 			}
 			continue
 		case <-tick.C:
 		}
-		l.adopt(ctx)
-		l.sweepMoot(ctx)
-		l.expireResults(ctx)
-		l.endCancelled(ctx)
+		round, over := context.WithTimeout(ctx, recordTime)
+		l.adopt(round)
+		l.sweepMoot(round)
+		over()
+		round, over = context.WithTimeout(ctx, recordTime)
+		l.expireResults(round)
+		l.endCancelled(round)
+		over()
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() && k.asking.Load() == 0 { // else one was left behind, and still runs
 				after[k] = l.recheckKind(ctx, k, after[k])

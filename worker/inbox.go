@@ -28,7 +28,7 @@ type inbox struct {
 
 	mu    sync.Mutex
 	held  map[*parcel]struct{} // owned by mu; extended together, unless lost
-	items int                  // in what is held, without those that have ended
+	items int                  // in what is held, without those that have ended; of a message that waits for its acknowledgement, one
 	size  float64              // items in a message: at first many, so that little is asked for until it is known
 }
 
@@ -284,7 +284,10 @@ func (l *life) setAside(b *inbox, d queue.Delivery) {
 // drop forgets a parcel that is acknowledged or released.
 func (b *inbox) drop(p *parcel) {
 	b.mu.Lock()
-	delete(b.held, p)
+	if _, ok := b.held[p]; ok {
+		delete(b.held, p)
+		b.items--
+	}
 	b.mu.Unlock()
 	b.freed()
 }

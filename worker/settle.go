@@ -208,7 +208,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 	}
 	wait := 50 * time.Millisecond
 	for {
-		ctx, cancel := l.recording()
+		ctx, cancel := context.WithTimeout(l.record, 30*time.Second)
 		err := l.ledger.RunBatch(ctx, func(b *pgx.Batch) {
 			for _, o := range outs {
 				o.Refused = false
@@ -299,8 +299,8 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 			close(it.recorded)
 		}
 		p := it.parcel
-		ended[p.inbox]++
 		if p.left.Add(-1) > 0 {
+			ended[p.inbox]++ // the last one is counted off when its message is
 			continue
 		}
 		if p.inbox.pg != nil && gone[p.Receipt] && !p.keep.Load() {

@@ -7,9 +7,11 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/jobs"
 	"github.com/oncemore-jobs/oncemore/ledger"
@@ -95,6 +97,8 @@ func (l *life) endTx(it *item, err error) {
 	_, away := errors.AsType[notBegun](err)
 	switch {
 	case away:
+		l.log.Warn("a transaction could not begin: its message comes again", "type", it.kind.name, "entity", it.Entity, "error", err)
+		it.end = ending{hold: min(time.Second<<min(it.Received, 10), time.Minute)}
 		l.finish(it, ledger.Returned, err)
 	case err == nil && it.end.reason == "":
 		// The fact is committed: what is left is the acknowledgement.
@@ -112,25 +116,30 @@ func (l *life) endTx(it *item, err error) {
 func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, mine []*item) error) error {
 	first := its[0]
 	// The wait for a connection is no time of the body's, and a database that is away no fault of it.
-	conn, err := l.pool.Acquire(l.jobs)
+	conn, err := l.connection(first)
 	if err != nil {
 		return notBegun{fmt.Errorf("get a connection: %w", err)}
 	}
-	defer conn.Release()
+	release := sync.OnceFunc(conn.Release)
+	defer release()
 	ctx := l.begin(first)
 	defer ctx.end()
 	ctx.attempt.Many = first.kind.Erased.DoMany != nil
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
-		return notBegun{fmt.Errorf("begin: %w", err)}
+		return l.unbegun(ctx, err)
 	}
 	// A frozen process must not hold its locks for ever: the server ends a transaction that
 	// idles longer than a body may take.
 	limit := strconv.FormatInt(min((first.kind.Erased.Timeout+l.stuckGrace).Milliseconds(), math.MaxInt32), 10)
 	// However this ends, and even if the body ends its goroutine. After a commit it is nothing.
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		_ = tx.Rollback(ctx)
+	}()
 	if _, err := tx.Exec(ctx, `/* transaction: bound its idling */ SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
-		return notBegun{fmt.Errorf("begin: %w", err)}
+		return l.unbegun(ctx, err)
 	}
 	outs := make([]*ledger.Outcome, len(its))
 	for i, it := range its {
@@ -180,7 +189,31 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	if err = tx.Commit(commit); err == nil {
 		return nil
 	}
+	release() // to look at the facts takes another connection, and others may wait for this one
 	return l.committed(first.kind, wants, err)
+}
+
+// connection waits for one of the pool's, for as long as the work may begin. It tries anew now and
+// then: the pool may be asking one that was cut off without a word.
+func (l *life) connection(it *item) (*pgxpool.Conn, error) {
+	for {
+		ctx, cancel := context.WithTimeout(l.jobs, 30*time.Second)
+		conn, err := l.pool.Acquire(ctx)
+		again := err != nil && ctx.Err() != nil && l.jobs.Err() == nil && !it.parcel.lost.Load()
+		cancel()
+		if !again {
+			return conn, err
+		}
+	}
+}
+
+// unbegun is an error of beginning a transaction, whose time was up, or that the database refused.
+func (l *life) unbegun(ctx context.Context, err error) error {
+	err = fmt.Errorf("begin: %w", err)
+	if ctx.Err() != nil && l.jobs.Err() == nil {
+		return notTried{err}
+	}
+	return notBegun{err}
 }
 
 // committed answers a commit that returned an error: the facts tell whether it happened, of

@@ -102,10 +102,7 @@ func (q *Queue) receiveNow(ctx context.Context, max int, types []string) ([]queu
 		start := time.Now()
 		w, err := q.wake(ctx, conn, from)
 		end := time.Now()
-		if err != nil {
-			start = end // how long it takes to fail says nothing of how long it takes
-		}
-		q.pace.endWake(start, end, w, err)
+		q.pace.endWake(charged(start, end, err), end, w, err)
 		if err != nil {
 			return nil, err
 		}
@@ -125,11 +122,18 @@ func (q *Queue) claimFrom(ctx context.Context, db batcher, from position, max in
 	start := time.Now()
 	c, err := q.claim(ctx, db, from, max, types)
 	end := time.Now()
-	if err != nil {
-		end = start // how long it takes to fail says nothing of how long it takes
-	}
-	q.pace.end(start, end, from, c.at)
+	q.pace.end(charged(start, end, err), end, from, c.at)
 	return c.ds, err
+}
+
+// charged is when that began whose share of the time is counted. What failed, because the database was
+// away for a moment, say, must not keep everybody from looking for minutes; nor may what fails each
+// time, after long work, leave no time for anything else.
+func charged(start, end time.Time, err error) time.Time {
+	if least := end.Add(-time.Second); err != nil && start.Before(least) {
+		return least
+	}
+	return start
 }
 
 // A position is a place in the index message_ready. The order is that in which
