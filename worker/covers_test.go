@@ -140,10 +140,7 @@ func TestI4NoBlindRepeatAKeyThatIsForgottenWhileItsWorkWaitsForASlotIsNotTrusted
 	enqueue(t, pgq(pool), letter{1})
 	r := runWorker(t, w)
 	within(t, "the only slot is taken", g.entered)
-	mustExec(t, pool, `
-INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
-	enqueue(t, pgq(pool), letter{2})
+	callInterrupted(t, pool)
 	eventuallyRow(t, pool, "it waits for a slot", `SELECT EXISTS (SELECT FROM oncemore.message WHERE lock > 0 AND entities = '{2}')`)
 	eventuallyRow(t, pool, "an attempt that begins now would end past the horizon",
 		`SELECT clock_timestamp() > first_claimed_at + $1::interval FROM oncemore.claim WHERE entity = '2'`, horizon-timeout+time.Second) // and it is a second since it was looked at
@@ -153,6 +150,15 @@ SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.i
 	if got := standing(t, pool, "2"); got != "in_doubt 1" || runs.of("2") != 0 {
 		t.Errorf("%q after %d runs, want it in doubt after none", got, runs.of("2"))
 	}
+}
+
+// callInterrupted calls letter 2, of which an attempt was made just now, and nobody knows how it ended.
+func callInterrupted(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	mustExec(t, pool, `
+INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
+SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
+	enqueue(t, pgq(pool), letter{2})
 }
 
 // As above, but what takes the time is the ready-check of the retry itself.
@@ -169,10 +175,7 @@ func TestI4NoBlindRepeatAKeyThatIsForgottenDuringTheReadyCheckIsNotTrusted(t *te
 	enqueue(t, pgq(pool), letter{1})
 	r := runWorker(t, w)
 	within(t, "the type is known", g.entered)
-	mustExec(t, pool, `
-INSERT INTO oncemore.claim (fence, first_claimed_at, trouble, fingerprint, epoch, source_version, run, job_type, attempts, entity, args)
-SELECT nextval('oncemore.fence'), clock_timestamp(), 'retrying', 0, 0, 0, 0, t.id, 1, '2', '{"n":2}' FROM oncemore.job_type t WHERE t.name = 'letter'`)
-	enqueue(t, pgq(pool), letter{2})
+	callInterrupted(t, pool)
 	within(t, "the retry is asked whether it is ready", g.entered)
 	eventuallyRow(t, pool, "an attempt that begins now would end past the horizon",
 		`SELECT clock_timestamp() > first_claimed_at + $1::interval FROM oncemore.claim WHERE entity = '2'`, horizon-timeout)

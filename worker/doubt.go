@@ -28,27 +28,27 @@ func (l *life) recheck(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(adoptAfter):
-				round, over := context.WithTimeout(ctx, recordTime)
-				l.adopt(round)
-				l.sweepMoot(round)
-				over()
+				inTime(ctx, l.adopt, l.sweepMoot)
 			}
 			continue
 		case <-tick.C:
 		}
-		round, over := context.WithTimeout(ctx, recordTime)
-		l.adopt(round)
-		l.sweepMoot(round)
-		over()
-		round, over = context.WithTimeout(ctx, recordTime)
-		l.expireResults(round)
-		l.endCancelled(round)
-		over()
+		inTime(ctx, l.adopt, l.sweepMoot)
+		inTime(ctx, l.expireResults, l.endCancelled)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() && k.asking.Load() == 0 { // else one was left behind, and still runs
 				after[k] = l.recheckKind(ctx, k, after[k])
 			}
 		}
+	}
+}
+
+// inTime calls fs, one after the other, for no longer than anything is read or written down.
+func inTime(ctx context.Context, fs ...func(context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	for _, f := range fs {
+		f(ctx)
 	}
 }
 

@@ -97,7 +97,6 @@ func (l *life) endTx(it *item, err error) {
 	_, away := errors.AsType[notBegun](err)
 	switch {
 	case away:
-		l.log.Warn("a transaction could not begin: its message comes again", "type", it.kind.name, "entity", it.Entity, "error", err)
 		it.end = ending{hold: min(time.Second<<min(it.Received, 10), time.Minute)}
 		l.finish(it, ledger.Returned, err)
 	case err == nil && it.end.reason == "":
@@ -118,7 +117,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	// The wait for a connection is no time of the body's, and a database that is away no fault of it.
 	conn, err := l.connection(first)
 	if err != nil {
-		return notBegun{fmt.Errorf("get a connection: %w", err)}
+		return l.unbegun(l.jobs, first, err)
 	}
 	release := sync.OnceFunc(conn.Release)
 	defer release()
@@ -127,7 +126,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	ctx.attempt.Many = first.kind.Erased.DoMany != nil
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
-		return l.unbegun(ctx, err)
+		return l.unbegun(ctx, first, err)
 	}
 	// A frozen process must not hold its locks for ever: the server ends a transaction that
 	// idles longer than a body may take.
@@ -139,7 +138,7 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 		_ = tx.Rollback(ctx)
 	}()
 	if _, err := tx.Exec(ctx, `/* transaction: bound its idling */ SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
-		return l.unbegun(ctx, err)
+		return l.unbegun(ctx, first, err)
 	}
 	outs := make([]*ledger.Outcome, len(its))
 	for i, it := range its {
@@ -207,12 +206,14 @@ func (l *life) connection(it *item) (*pgxpool.Conn, error) {
 	}
 }
 
-// unbegun is an error of beginning a transaction, whose time was up, or that the database refused.
-func (l *life) unbegun(ctx context.Context, err error) error {
+// unbegun is the error of a transaction of it, and perhaps others, that did not begin: the time of
+// the body was up, or there was no database for it.
+func (l *life) unbegun(ctx context.Context, it *item, err error) error {
 	err = fmt.Errorf("begin: %w", err)
 	if ctx.Err() != nil && l.jobs.Err() == nil {
 		return notTried{err}
 	}
+	l.log.Warn("a transaction could not begin: its message comes again", "type", it.kind.name, "entity", it.Entity, "error", err)
 	return notBegun{err}
 }
 

@@ -17,10 +17,10 @@ const changedMeanwhile = "has changed since it was shown"
 
 var errNoReason = errors.New("a reason is needed: it is kept for those who ask later")
 
-// Resolve ends the doubt about what [Operator.InDoubt] has shown, on the actor's word. With done the effect
-// happened, and a fact says so. Else it surely did not: the entity is due again at once,
-// with a message that carries it and as many attempts left as it had. What came as a request
-// is done when its client sends it again: no message is sent of it.
+// Resolve ends the doubt about what [Operator.InDoubt] has shown, on the actor's word. With
+// done the effect happened, and a fact says so. Else it surely did not: the entity is due
+// again at once, with a message that carries it and as many attempts left as it had. What came
+// as a request is done when its client sends it again: no message is sent of it.
 //
 // It compares the fence that was shown: of two operators, or an operator and a done-check
 // that learned the answer, one wins, and the other finds the entity among what is left.
@@ -76,8 +76,8 @@ func (op *Operator) resolveChunk(ctx context.Context, a *act, t *ledger.Type, en
 	return nil
 }
 
-// readDoubts reads what is still in doubt, or a stranded request, and as it was shown. Nothing is locked by that:
-// ResolveAll compares the fence once more.
+// readDoubts reads what is still in doubt, or a stranded request, and as it was shown. Nothing
+// is locked by that: ResolveAll compares the fence once more.
 func readDoubts(ctx context.Context, tx pgx.Tx, t *ledger.Type, entries []Entry) ([]*ledger.Open, error) {
 	entities, fences := keysOf(entries)
 	var doubts []*ledger.Open

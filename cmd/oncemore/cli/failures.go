@@ -20,9 +20,12 @@ type openFilter struct {
 	window windowFlags
 }
 
+// asShown tells how the class of an error is written.
+const asShown = " (as 'failures' shows it: timeout, panic, or a Go type such as '*pgconn.PgError')"
+
 func filterFlags(cmd *cobra.Command) *openFilter {
 	f := &openFilter{}
-	cmd.Flags().StringVar(&f.Class, "class", "", "those whose last error is of this `class` (as 'failures' shows it: timeout, panic, or a Go type such as '*pgconn.PgError')")
+	cmd.Flags().StringVar(&f.Class, "class", "", "those whose last error is of this `class`"+asShown)
 	f.window.add(cmd, "those that got there")
 	return f
 }

@@ -22,7 +22,7 @@ func selectsOpen(cmd *cobra.Command) *openSelection {
 	s := &openSelection{}
 	flags := cmd.Flags()
 	flags.BoolVar(&s.all, "all", false, "all that match, instead of entities by name")
-	flags.StringVar(&s.Class, "class", "", "with --all: those whose last error is of this `class` (as 'failures' shows it: timeout, panic, or a Go type such as '*pgconn.PgError')")
+	flags.StringVar(&s.Class, "class", "", "with --all: those whose last error is of this `class`"+asShown)
 	s.window.add(cmd, "with --all: those that got there")
 	flags.IntVar(&s.Limit, "limit", 0, fmt.Sprintf("with --all: the first so many, by entity (0: all, up to %s)", thousands(admin.MaxAct)))
 	flags.Int64Var(&s.fence, "fence", 0, "with one ENTITY: only if it still has the `fence` that it was listed with")

@@ -92,7 +92,7 @@ func (r *rerunning) flags(cmd *cobra.Command) {
 	flags.BoolVar(&r.inDoubt, "in-doubt", false, "what is in doubt: it did not happen, you say")
 	flags.BoolVar(&o.Force, "force", false, "all that its source names, done or not, under a new epoch")
 	r.window.add(cmd, "what got into its state")
-	flags.StringVar(&o.Class, "class", "", "what failed with an error of this `class` (as 'failures' shows it: timeout, panic, or a Go type such as '*pgconn.PgError')")
+	flags.StringVar(&o.Class, "class", "", "what failed with an error of this `class`"+asShown)
 	flags.StringVar(&o.Prefix, "prefix", "", "entities that begin with `this`")
 	flags.StringArrayVar(&o.Entities, "entity", nil, "only this `entity`; may be said often")
 	flags.StringVar(&r.entitiesFrom, "entities-from", "", "only the entities on the lines of a `file`; - is the input")

@@ -19,8 +19,8 @@ func (p *program) strandedCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "stranded [TYPE]", Short: "List what dead workers have left behind", Args: cobra.MaximumNArgs(1),
 		Long: `List the claims whose worker is dead, and for how long. Most are taken over within seconds,
 when their messages come again. What stays has lost its message (a retention limit, a
-dead-letter queue): 'retry' sends one. A request comes again with its client; who knows what became of it
-says so with 'doubt resolve'.`,
+dead-letter queue): 'retry' sends one. A request comes again with its client; who knows
+what became of it says so with 'doubt resolve'.`,
 		ValidArgsFunction: p.completeTypes}
 	l := listFlags(cmd)
 	f := &openFilter{}
