@@ -339,6 +339,14 @@ func TestPostponedWorkWaitsLongerEachTimeAndALittleMoreThanADayInAll(t *testing.
 	if d := it.later(0).Delay; d != 90*time.Minute {
 		t.Errorf("a counter from elsewhere makes it wait %v", d)
 	}
+	delays := map[time.Duration]bool{}
+	for range 20 {
+		it.Deferred = 3
+		delays[it.later(0).Delay] = true
+	}
+	if len(delays) < 10 {
+		t.Errorf("twenty that wait for the same come again at %d times: in each round all but one are put off", len(delays))
+	}
 	if m := it.retry(time.Second); m.Delay != time.Second || m.Deferred != 0 {
 		t.Errorf("a retry is %+v", m)
 	}

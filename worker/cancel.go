@@ -35,15 +35,13 @@ func (l *life) cancelRun(ctx context.Context, tx pgx.Tx, r *run, child *kind, wh
 // endCancelled has the runs visited once more whose visits were given up when somebody was
 // cancelling them: while a worker had the claim, CancelRun could not do that, and the worker may not
 // have seen what was wanted. All that is held back of such a run would stay so.
-func (l *life) endCancelled(ctx context.Context) {
+func (l *life) endCancelled(ctx context.Context) error {
 	rows, _ := l.pool.Query(ctx, givenUpSQL)
 	runs, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	for _, run := range runs {
-		err = errors.Join(err, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return reviveCarrier(ctx, tx, run) }))
+		err = errors.Join(err, inTx(ctx, l.pool, func(tx pgx.Tx) error { return reviveCarrier(ctx, tx, run) }))
 	}
-	if err != nil && ctx.Err() == nil {
-		l.log.Warn("runs that are cancelled do not end until the next round", "error", err)
-	}
+	return err
 }
 
 const givenUpSQL = `

@@ -112,6 +112,8 @@ func (l *life) outrun(it *item) {
 		it.end = ending{reason: ledger.Ongoing, send: it.later(0)}
 		if it.inbox.fifo {
 			it.end.send, it.end.hold = nil, heldFor
+		} else if it.parcel.lost.Load() {
+			it.end = ending{keep: true} // as in decideIdle
 		}
 	} else {
 		l.decideIdle(it)

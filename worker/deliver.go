@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +66,7 @@ type ending struct {
 // This is the first half of the way; [life.work] is the second. Until an item ends, a
 // crash costs nothing but time: the messages are still in the queue, and come again when
 // their visibility ends.
-func (l *life) deliver(k *kind, ps []*parcel) {
+func (l *life) deliver(ctx context.Context, k *kind, ps []*parcel) {
 	items := l.decode(ps)
 	if len(items) == 0 {
 		return
@@ -78,11 +79,13 @@ func (l *life) deliver(k *kind, ps []*parcel) {
 		wants[i] = it.want
 	}
 	began := time.Now()
-	ctx, cancel := l.recording()
+	limit, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
-	standings, err := l.ledger.Look(ctx, &k.Type, wants)
+	standings, err := l.ledger.Look(limit, &k.Type, wants)
 	if err != nil {
-		l.log.Error("look failed: the messages come again", "type", k.name, "items", len(items), "error", err)
+		if ctx.Err() == nil {
+			l.log.Error("look failed: the messages come again", "type", k.name, "items", len(items), "error", err)
+		}
 		l.giveBack(items, err)
 		return
 	}
@@ -246,6 +249,10 @@ func (l *life) decideIdle(it *item) {
 	if covered && (o.Owner == 0 || news) && st.Settling == 0 {
 		return // the claim has the arguments; a message, or who resolves the doubt, carries it on
 	}
+	if it.parcel.lost.Load() {
+		it.end = ending{keep: true} // its message is somebody else's, or will be: it must not leave two behind
+		return
+	}
 	// Somebody has it, and may be dead or die over it: this may be the very message that
 	// brings it back then, so it must not end here. Or more is wanted than the claim stands
 	// for (a newer source, a higher epoch). Later.
@@ -269,7 +276,7 @@ func (l *life) work(task []*item) {
 	}
 	it := task[0]
 	if it.suspicious() {
-		next := l.alone(k)
+		next := l.alone(task)
 		// Until its end is recorded, by us or by who fences it off: the next one may kill us, and
 		// would charge it once more.
 		it.recorded = make(chan struct{})
@@ -340,14 +347,15 @@ func (it *item) suspicious() bool {
 
 // alone waits until no other suspect runs. The next one may begin when next is called, or when this
 // one has had all its time and does not end: then it has not killed us, and is not to stop the rest.
-func (l *life) alone(k *kind) (next func()) {
+func (l *life) alone(task []*item) (next func()) {
 	select {
 	case l.suspects <- struct{}{}:
 	case <-l.jobs.Done():
 		return func() {}
 	}
 	over := sync.OnceFunc(func() { <-l.suspects })
-	timer := time.AfterFunc(3*k.Erased.Timeout+l.stuckGrace, over) // two checks and a body
+	limit := 3 * task[0].kind.Erased.Timeout * time.Duration(len(task)) // two checks and a body of each
+	timer := time.AfterFunc(limit+l.stuckGrace, over)
 	return func() { timer.Stop(); over() }
 }
 
@@ -498,7 +506,9 @@ const mostLater = 90 * time.Minute
 // longer the more often it was sent on.
 func (it *item) later(d time.Duration) *queue.Message {
 	if d == 0 {
-		d = min(time.Second<<min(it.Deferred, 13), mostLater)
+		// Not all of what waits for the same at once: one has it then, and the rest waits doubly.
+		d = time.Second << min(it.Deferred, 13)
+		d = min(d+rand.N(d/4), mostLater)
 	}
 	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: it.raw}},
 		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}
@@ -545,7 +555,9 @@ func (l *life) endItem(it *item) {
 	// It was fenced off before its body returned.
 	if o := it.end.outcome; o.State == ledger.Completed {
 		o.Refused = true
-		if err := l.ledger.RecordDisputes(l.record, &it.kind.Type, l.lease.ID, []*ledger.Outcome{&o}); err != nil {
+		ctx, cancel := l.recording()
+		defer cancel()
+		if err := l.ledger.RecordDisputes(ctx, &it.kind.Type, l.lease.ID, []*ledger.Outcome{&o}); err != nil {
 			l.log.Error("late success not recorded", "type", it.kind.name, "entity", it.Entity, "error", err)
 		}
 		l.log.Warn("late success after it was fenced off: disputed", "type", it.kind.name, "entity", it.Entity)

@@ -20,6 +20,10 @@ func (l *life) recheck(ctx context.Context) {
 	tick := time.NewTicker(l.config.Recheck)
 	defer tick.Stop()
 	after := map[*kind]string{}
+	adopt := func() {
+		l.inTime(ctx, "claims whose answers were lost are not found: their work waits", l.adopt)
+		l.inTime(ctx, "claims of done work stay until it is asked for again", l.sweepMoot)
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -28,13 +32,14 @@ func (l *life) recheck(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(adoptAfter):
-				inTime(ctx, l.adopt, l.sweepMoot)
+				adopt()
 			}
 			continue
 		case <-tick.C:
 		}
-		inTime(ctx, l.adopt, l.sweepMoot)
-		inTime(ctx, l.expireResults, l.endCancelled)
+		adopt()
+		l.inTime(ctx, "expired results stay until the next round", l.expireResults)
+		l.inTime(ctx, "runs that are cancelled do not end until the next round", l.endCancelled)
 		for name, k := range l.kinds {
 			if name == k.name && k.Checked && !k.Effect().MayRepeat() && k.asking.Load() == 0 { // else one was left behind, and still runs
 				after[k] = l.recheckKind(ctx, k, after[k])
@@ -43,36 +48,34 @@ func (l *life) recheck(ctx context.Context) {
 	}
 }
 
-// inTime calls fs, one after the other, for no longer than anything is read or written down.
-func inTime(ctx context.Context, fs ...func(context.Context)) {
-	ctx, cancel := context.WithTimeout(ctx, recordTime)
+// inTime calls f for no longer than anything is read or written down, and says what is left where
+// it fails.
+func (l *life) inTime(ctx context.Context, left string, f func(context.Context) error) {
+	limit, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
-	for _, f := range fs {
-		f(ctx)
+	if err := f(limit); err != nil && ctx.Err() == nil {
+		l.log.Warn(left, "error", err)
 	}
 }
 
 // sweepMoot removes what is left beside facts by workers that died between two looks of a
 // claim, or that adopt gave back there.
-func (l *life) sweepMoot(ctx context.Context) {
+func (l *life) sweepMoot(ctx context.Context) error {
 	var types []*ledger.Type
 	for name, k := range l.kinds {
 		if name == k.name {
 			types = append(types, &k.Type)
 		}
 	}
-	if err := l.ledger.SweepMoot(ctx, types); err != nil && ctx.Err() == nil {
-		l.log.Warn("claims of done work stay until it is asked for again", "error", err)
-	}
+	return l.ledger.SweepMoot(ctx, types)
 }
 
 // expireResults deletes results that have expired, in small steps.
-func (l *life) expireResults(ctx context.Context) {
+func (l *life) expireResults(ctx context.Context) error {
 	const most = 1000
-	for n := int64(most); n == most; {
-		var err error
-		if n, err = l.ledger.ExpireResults(ctx, most); err != nil && ctx.Err() == nil {
-			l.log.Warn("expired results stay until the next round", "error", err)
+	for {
+		if n, err := l.ledger.ExpireResults(ctx, most); err != nil || n < most {
+			return err
 		}
 	}
 }
@@ -88,15 +91,12 @@ const (
 // recheckKind makes one round over what is in doubt of k, behind the entity after. It
 // returns where the next round begins.
 func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
-	var doubts []*ledger.Open
-	for o, err := range l.ledger.Opens(ctx, &k.Type, ledger.Doubtful, after, recheckMost) {
-		if err != nil {
-			if ctx.Err() == nil {
-				l.log.Warn("listing doubts failed", "type", k.name, "error", err)
-			}
-			return after
+	doubts, err := l.doubts(ctx, k, after)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.log.Warn("listing doubts failed", "type", k.name, "error", err)
 		}
-		doubts = append(doubts, o)
+		return after
 	}
 	silent := 0
 	for _, o := range doubts {
@@ -128,6 +128,19 @@ func (l *life) recheckKind(ctx context.Context, k *kind, after string) string {
 		return "" // from the beginning
 	}
 	return doubts[len(doubts)-1].Entity
+}
+
+// doubts reads what one round of k asks about.
+func (l *life) doubts(ctx context.Context, k *kind, after string) (doubts []*ledger.Open, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	for o, err := range l.ledger.Opens(ctx, &k.Type, ledger.Doubtful, after, recheckMost) {
+		if err != nil {
+			return nil, err
+		}
+		doubts = append(doubts, o)
+	}
+	return doubts, nil
 }
 
 // askAgain asks the done-check about o. The check may ask for the effect key, as it may
@@ -180,7 +193,9 @@ var errDeaf = errors.New("the done-check ignores the end of its context")
 
 // resolve ends a doubt, and sends the message of another attempt in the same transaction.
 func (l *life) resolve(ctx context.Context, k *kind, o *ledger.Open, v ledger.Verdict) error {
-	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	return inTx(ctx, l.pool, func(tx pgx.Tx) error {
 		if err := ledger.Resolve(ctx, tx, &k.Type, o, v); err != nil {
 			return err
 		}

@@ -122,7 +122,7 @@ func (l *life) receive(ctx context.Context, b *inbox) {
 		for k, ps := range l.accept(b, ds) {
 			b.brings[k] = true
 			// Beside the next Receive, so that looking and receiving overlap.
-			delivering.Go(func() { l.deliver(k, ps) })
+			delivering.Go(func() { l.deliver(ctx, k, ps) })
 		}
 	}
 }

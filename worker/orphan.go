@@ -89,7 +89,7 @@ func givenBack(o ledger.Outcome) ledger.Outcome {
 }
 
 // adopt gives back the orphans among our claims; their messages bring them again.
-func (l *life) adopt(ctx context.Context) {
+func (l *life) adopt(ctx context.Context) error {
 	// What was settled between our look at the table and that at the hands has another fence,
 	// or no claim, when the table is looked at once more.
 	found, err := l.orphans(ctx)
@@ -110,10 +110,10 @@ func (l *life) adopt(ctx context.Context) {
 			}
 		}
 	}
-	if err != nil && ctx.Err() == nil {
-		l.log.Warn("claims whose answers were lost are not found: their work waits", "error", err)
+	if err != nil {
 		l.hands.lose()
 	}
+	return err
 }
 
 // orphans are the claims that the table says we hold, and nobody here has, by their fences.

@@ -50,7 +50,7 @@ func RollUp(ctx context.Context, pool *pgxpool.Pool) (Rollup, error) {
 		s := rollupStep{size: size}
 		due, err := rollupDue(ctx, pool, &r.Closed)
 		if due && err == nil {
-			err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error { return s.take(ctx, tx) })
+			err = inTx(ctx, pool, func(tx pgx.Tx) error { return s.take(ctx, tx) })
 		}
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "57014" && s.size > 1 && ctx.Err() == nil {

@@ -66,7 +66,7 @@ func (l *life) tickAll(ctx context.Context) (time.Duration, error) {
 func (l *life) tickOnce(ctx context.Context) (t *ticked, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	err = pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err = inTx(ctx, l.pool, func(tx pgx.Tx) error {
 		var now time.Time
 		if err := tx.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
 			return err
@@ -92,6 +92,8 @@ func (l *life) reportTick(t *ticked) {
 // nextTick is how long it is until the next schedule is due, within bounds; not more than 0
 // means now.
 func (l *life) nextTick(ctx context.Context) (wait time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
 	most := lookLatest - rand.N(lookLatest/3) // so that not all look at once
 	if err = l.pool.QueryRow(ctx, nextTickSQL, l.set.Names(), most).Scan(&wait); err != nil {
 		return 0, fmt.Errorf("look when the next schedule is due: %w", err)

@@ -181,6 +181,8 @@ func (l *life) redo(k *kind, items []*item) {
 	if k.Effect() != ledger.Repeatable {
 		return
 	}
+	ctx, cancel := l.recording()
+	defer cancel()
 	for _, it := range items {
 		// One that failed halfway may have overwritten as much as one that succeeded.
 		if o := &it.end.outcome; !o.Refused || o.Absent || !it.claim.Won || it.want.SourceVersion == 0 {
@@ -188,11 +190,11 @@ func (l *life) redo(k *kind, items []*item) {
 		}
 		m := it.retry(0)
 		m.Run, m.Pack = 0, 0
-		err := l.pool.QueryRow(l.record, `/* epoch: draw */ SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
+		err := l.pool.QueryRow(ctx, `/* epoch: draw */ SELECT nextval('oncemore.epoch')`).Scan(&m.Epoch)
 		if err == nil {
 			b := &pgx.Batch{}
 			l.pg.SendBatch(b, *m)
-			err = l.pool.SendBatch(l.record, b).Close()
+			err = l.pool.SendBatch(ctx, b).Close()
 		}
 		if err != nil {
 			l.log.Error("late work not done again: its output may be of an older source", "type", k.name, "entity", it.Entity, "error", err)

@@ -70,7 +70,7 @@ func (l *life) keepTempo(ctx context.Context) {
 			b.Queue(addPaceSQL, run, l.lease.ID, p.batches, p.items, p.busy, p.slowest)
 		}
 		// In a transaction, so that nothing is prepared by name.
-		err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return tx.SendBatch(ctx, b).Close() })
+		err := inTx(ctx, l.pool, func(tx pgx.Tx) error { return tx.SendBatch(ctx, b).Close() })
 		if err != nil && ctx.Err() == nil {
 			l.log.Warn("the tempo of runs was not recorded", "error", err)
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -42,7 +41,7 @@ func (l *life) doTx(it *item) {
 // workMany brings the items of one DoMany task to their end.
 func (l *life) workMany(task []*item) {
 	if slices.ContainsFunc(task, (*item).suspicious) {
-		next := l.alone(task[0].kind)
+		next := l.alone(task)
 		defer next()
 	}
 	defer l.returnRest(task)
@@ -97,7 +96,10 @@ func (l *life) endTx(it *item, err error) {
 	_, away := errors.AsType[notBegun](err)
 	switch {
 	case away:
-		it.end = ending{hold: min(time.Second<<min(it.Received, 10), time.Minute)}
+		it.end = ending{}
+		if l.jobs.Err() == nil {
+			it.end.hold = min(time.Second<<min(it.Received, 10), time.Minute)
+		}
 		l.finish(it, ledger.Returned, err)
 	case err == nil && it.end.reason == "":
 		// The fact is committed: what is left is the acknowledgement.
@@ -124,22 +126,16 @@ func (l *life) transact(its []*item, body func(ctx context.Context, tx pgx.Tx, m
 	ctx := l.begin(first)
 	defer ctx.end()
 	ctx.attempt.Many = first.kind.Erased.DoMany != nil
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	tx, err := conn.BeginTx(ctx, bounded(first.kind.Erased.Timeout+l.stuckGrace)) // by then a body has ended
 	if err != nil {
 		return l.unbegun(ctx, first, err)
 	}
-	// A frozen process must not hold its locks for ever: the server ends a transaction that
-	// idles longer than a body may take.
-	limit := strconv.FormatInt(min((first.kind.Erased.Timeout+l.stuckGrace).Milliseconds(), math.MaxInt32), 10)
 	// However this ends, and even if the body ends its goroutine. After a commit it is nothing.
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		_ = tx.Rollback(ctx)
 	}()
-	if _, err := tx.Exec(ctx, `/* transaction: bound its idling */ SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, limit); err != nil {
-		return l.unbegun(ctx, first, err)
-	}
 	outs := make([]*ledger.Outcome, len(its))
 	for i, it := range its {
 		o := it.outcome(ledger.Completed)
@@ -213,7 +209,9 @@ func (l *life) unbegun(ctx context.Context, it *item, err error) error {
 	if ctx.Err() != nil && l.jobs.Err() == nil {
 		return notTried{err}
 	}
-	l.log.Warn("a transaction could not begin: its message comes again", "type", it.kind.name, "entity", it.Entity, "error", err)
+	if l.jobs.Err() == nil { // else it is given back like all that has not begun
+		l.log.Warn("a transaction could not begin: its message comes again", "type", it.kind.name, "entity", it.Entity, "error", err)
+	}
 	return notBegun{err}
 }
 
@@ -234,6 +232,19 @@ func (l *life) committed(k *kind, wants []ledger.Want, cause error) error {
 		}
 	}
 	return nil
+}
+
+// inTx runs f, of statements alone and no code of the app, in a transaction.
+func inTx(ctx context.Context, pool *pgxpool.Pool, f func(tx pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, pool, bounded(time.Minute), f)
+}
+
+// bounded begins a transaction that the server ends when it idles for longer than idling: a process
+// that is frozen, or a machine that is gone without a word, must not keep its locks until TCP
+// notices. In one round trip with the beginning.
+func bounded(idling time.Duration) pgx.TxOptions {
+	return pgx.TxOptions{BeginQuery: fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d",
+		min(idling.Milliseconds(), math.MaxInt32))}
 }
 
 // A guardedTx is a transaction lent to a body: whoever hands it out commits it.

@@ -18,7 +18,7 @@ import (
 // committed together with the end of the visit: the claim goes when the run has ended, else
 // it waits with a message that brings the next visit. A crash costs one visit.
 func (l *life) inVisit(ctx context.Context, it *item, do func(tx pgx.Tx, b *pgx.Batch) (visited, error)) error {
-	return pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	return inTx(ctx, l.pool, func(tx pgx.Tx) error {
 		// Locked by its fence, the claim cannot be taken over while we write.
 		var held int
 		err := tx.QueryRow(ctx, lockClaimSQL, it.kind.ID, it.Entity, it.claim.Fence).Scan(&held)
@@ -107,7 +107,9 @@ func (l *life) conclude(it *item, err error, what string, story func() string) {
 		l.outrun(it)
 	case err != nil:
 		err = fmt.Errorf("visit %s: %w", what, err)
-		if child, _ := l.cancelledChild(l.record, it); child != nil {
+		ctx, cancel := l.recording()
+		defer cancel()
+		if child, _ := l.cancelledChild(ctx, it); child != nil {
 			// The next visit ends it, and needs nothing of what failed here. Were this the last that is
 			// tried, nobody would.
 			l.finish(it, ledger.Returned, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -74,9 +75,9 @@ func TestATransactionThatCannotBeginIsNoAttempt(t *testing.T) {
 	t.Parallel()
 	direct, proxied, proxy := throughProxy(t)
 	var bodies, refused atomic.Int32
-	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Attempts: 1}, DoTx: func(context.Context, pgx.Tx, letter) error { bodies.Add(1); return nil }})
+	set := newSet(t, jobs.Job[letter]{Policy: jobs.Policy{Attempts: 1, Timeout: 40 * time.Second}, DoTx: func(context.Context, pgx.Tx, letter) error { bodies.Add(1); return nil }})
 	proxy.Decide(func(b *pgproxy.Batch) pgproxy.Fault {
-		if b.Has("transaction: bound its idling") && refused.Add(1) <= 3 {
+		if b.Has("begin") && strings.HasSuffix(b.SQL[0], " = 45000") && refused.Add(1) <= 3 {
 			return pgproxy.Lost
 		}
 		return pgproxy.Pass
