@@ -276,7 +276,7 @@ func (l *life) work(task []*item) {
 	}
 	it := task[0]
 	if it.suspicious() {
-		next := l.alone(task)
+		_, next := l.alone(k)
 		// Until its end is recorded, by us or by who fences it off: the next one may kill us, and
 		// would charge it once more.
 		it.recorded = make(chan struct{})
@@ -347,16 +347,17 @@ func (it *item) suspicious() bool {
 
 // alone waits until no other suspect runs. The next one may begin when next is called, or when this
 // one has had all its time and does not end: then it has not killed us, and is not to stop the rest.
-func (l *life) alone(task []*item) (next func()) {
+// Of a pack each item, and each transaction, has that time anew by more.
+func (l *life) alone(k *kind) (more, next func()) {
 	select {
 	case l.suspects <- struct{}{}:
 	case <-l.jobs.Done():
-		return func() {}
+		return func() {}, func() {}
 	}
 	over := sync.OnceFunc(func() { <-l.suspects })
-	limit := 3 * task[0].kind.Erased.Timeout * time.Duration(len(task)) // two checks and a body of each
-	timer := time.AfterFunc(limit+l.stuckGrace, over)
-	return func() { timer.Stop(); over() }
+	limit := 3*k.Erased.Timeout + l.stuckGrace // two checks and a body
+	timer := time.AfterFunc(limit, over)
+	return func() { timer.Reset(limit) }, func() { timer.Stop(); over() }
 }
 
 // mayStart tells whether it may still begin; else it ends here.
@@ -489,6 +490,8 @@ func (l *life) notReady(it *item) {
 		} else {
 			it.end.reason, it.end.outcome = "", it.outcome(ledger.GaveUp)
 		}
+	case it.parcel.lost.Load():
+		it.end = ending{keep: true} // as in decideIdle
 	default:
 		it.end.send = it.later(0)
 	}
@@ -506,9 +509,8 @@ const mostLater = 90 * time.Minute
 // longer the more often it was sent on.
 func (it *item) later(d time.Duration) *queue.Message {
 	if d == 0 {
-		// Not all of what waits for the same at once: one has it then, and the rest waits doubly.
-		d = time.Second << min(it.Deferred, 13)
-		d = min(d+rand.N(d/4), mostLater)
+		d = min(time.Second<<min(it.Deferred, 13), mostLater)
+		d -= rand.N(d / 8) // not all that wait for the same at once: one would have it, and the rest wait doubly
 	}
 	return &queue.Message{Type: it.kind.name, Items: []queue.Item{{Entity: it.Entity, Args: it.raw}},
 		Run: it.Run, Pack: it.Pack, Epoch: it.Epoch, Priority: it.Priority, Trace: it.Trace, Delay: d, Deferred: it.Deferred + 1}

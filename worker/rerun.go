@@ -302,7 +302,7 @@ func (l *life) visitRerun(ctx context.Context, it *item) (*rerun, error) {
 // cancelled needs none, and its source may be what fails.
 func (l *life) readRerun(ctx context.Context, it *item, child *kind) (*rerun, *plan.Chunk, error) {
 	var r *rerun
-	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+	err := inTx(ctx, l.pool, func(tx pgx.Tx) (err error) {
 		r, err = loadRerun(ctx, tx, it, loadRerunSQL)
 		return err
 	})

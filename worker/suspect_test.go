@@ -2,8 +2,11 @@ package worker_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
@@ -21,6 +24,14 @@ func TestASuspectThatNeverEndsDoesNotStopTheOthers(t *testing.T) {
 		"its done-check": func(g *gate) jobs.Job[letter] {
 			return jobs.Job[letter]{Effect: jobs.Repeatable, Do: func(context.Context, letter) error { return nil },
 				Done: func(_ context.Context, l letter) (bool, error) { return false, neverEnds(g, l) }}
+		},
+		"in a transaction of many": func(g *gate) jobs.Job[letter] {
+			return jobs.Job[letter]{DoMany: func(_ context.Context, _ pgx.Tx, ls []letter) (err error) {
+				for _, l := range ls {
+					err = errors.Join(err, neverEnds(g, l))
+				}
+				return err
+			}}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

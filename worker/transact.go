@@ -40,18 +40,21 @@ func (l *life) doTx(it *item) {
 
 // workMany brings the items of one DoMany task to their end.
 func (l *life) workMany(task []*item) {
+	more := func() {}
 	if slices.ContainsFunc(task, (*item).suspicious) {
-		next := l.alone(task)
+		var next func()
+		more, next = l.alone(task[0].kind)
 		defer next()
 	}
 	defer l.returnRest(task)
 	ready := make([]*item, 0, len(task))
 	for _, it := range task {
+		more()
 		if l.mayStart(it) && l.ask(it) && !l.exhausted(it) && l.claimOne(it) {
 			ready = append(ready, it)
 		}
 	}
-	l.many(ready)
+	l.many(ready, more)
 }
 
 var errNeighbour = errors.New("the body or a check of another item of its transaction ended the goroutine")
@@ -68,11 +71,13 @@ func (l *life) returnRest(task []*item) {
 	}
 }
 
-// many does its items in one transaction, or halves them where that fails.
-func (l *life) many(its []*item) {
+// many does its items in one transaction, or halves them where that fails. It calls begins before
+// each.
+func (l *life) many(its []*item, begins func()) {
 	if len(its) == 0 {
 		return
 	}
+	begins()
 	err := l.transact(its, func(ctx context.Context, tx pgx.Tx, mine []*item) error {
 		args := make([]jobs.Args, len(mine))
 		for i, it := range mine {
@@ -87,8 +92,8 @@ func (l *life) many(its []*item) {
 		return
 	}
 	half := len(its) / 2
-	l.many(its[:half])
-	l.many(its[half:])
+	l.many(its[:half], begins)
+	l.many(its[half:], begins)
 }
 
 // endTx ends an item whose transaction returned err.
@@ -234,7 +239,7 @@ func (l *life) committed(k *kind, wants []ledger.Want, cause error) error {
 	return nil
 }
 
-// inTx runs f, of statements alone and no code of the app, in a transaction.
+// inTx runs f, which waits for nothing but the database, in a transaction.
 func inTx(ctx context.Context, pool *pgxpool.Pool, f func(tx pgx.Tx) error) error {
 	return pgx.BeginTxFunc(ctx, pool, bounded(time.Minute), f)
 }

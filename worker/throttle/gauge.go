@@ -137,7 +137,7 @@ func (g *Gauge) inTransaction(ctx context.Context, s Signal, at *time.Time) (v V
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
 	limit := strconv.FormatInt(max(1, s.timeout().Milliseconds()), 10)
-	if err := tx.QueryRow(ctx, limitsSQL, limit).Scan(at, nil, nil); err != nil {
+	if err := tx.QueryRow(ctx, limitsSQL, limit).Scan(at, nil, nil, nil); err != nil {
 		return "", "", err
 	}
 	v, reason, err = s.Read(ctx, tx)
@@ -147,4 +147,5 @@ func (g *Gauge) inTransaction(ctx context.Context, s Signal, at *time.Time) (v V
 	return v, reason, err
 }
 
-const limitsSQL = `SELECT clock_timestamp(), set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)`
+const limitsSQL = `SELECT clock_timestamp(), set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true),
+    set_config('idle_in_transaction_session_timeout', $1, true)`
