@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- Names of job types are for ever; the number keeps the ledger's rows small. Several names may
 -- share a number: that is how a renamed job type keeps its facts.

@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- What operators did, for good: each row is committed together with what it tells of.
 CREATE TABLE oncemore.audit (

@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- Limits of a job type that hold across all workers. A row is the turnstile of its type: who has
 -- it locked decides, and what was given out before is visible then.

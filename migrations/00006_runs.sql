@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- A run is a fan-out, or the re-run of a job type by a selection. What follows is a re-run's.
 ALTER TABLE oncemore.run

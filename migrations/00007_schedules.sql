@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- What is to be called again by the clock. A schedule is its row: any process may tick it, by
 -- locking the row, and whatever a tick starts is committed together with the move of the cursor.

@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- How many were completed, summed once and for good: replaced facts count too. A quarter of an hour is the finest
 -- that any time zone's hours are made of. It is a cache: TRUNCATE it, SET closed = NULL below, and it is made anew.

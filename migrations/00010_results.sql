@@ -1,4 +1,6 @@
 -- +goose Up
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL lock_timeout = '3s';
 
 -- What a job returned, beside the fact that it is done, committed together with it. It may go when
 -- it has expired: the fact stays, and says that the work is not to be done again.

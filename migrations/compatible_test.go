@@ -30,6 +30,9 @@ func TestEveryMigrationOnlyAdds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if bounds := "-- +goose Up\nSET LOCAL idle_in_transaction_session_timeout = '1min';\nSET LOCAL lock_timeout = '3s';\n"; !strings.HasPrefix(string(text), bounds) {
+			t.Errorf("%s does not bound how long its locks are waited for, and how long they stay when its process is frozen: it begins with\n%s", path, bounds)
+		}
 		some[path] = &fstest.MapFile{Data: text}
 		if _, err := migrations.UpFrom(t.Context(), pool, some); err != nil {
 			t.Fatal(err)

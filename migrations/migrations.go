@@ -8,6 +8,10 @@
 //
 // Migrations only add (no more than an index may go), so that old code runs on a newer schema
 // while a fleet is being replaced; there is no way down.
+//
+// Each begins with two bounds. A process that is frozen in the middle of one keeps its locks for a
+// minute. And one that waits for who reads for long, a dump say, gives up after three seconds, since
+// everybody else waits behind it: then Up fails, and may be called again.
 package migrations
 
 import (
@@ -96,14 +100,19 @@ const (
 	// The key is arbitrary and must never change: "oncemore" in ASCII.
 	sqlTryLock = `SELECT pg_try_advisory_xact_lock(x'6f6e63656d6f7265'::bigint)`
 
-	// The lock's transaction idles while a long migration runs.
-	sqlLetIdle = `SET LOCAL idle_in_transaction_session_timeout = 0`
+	// The lock's transaction idles while a long migration runs, and says now and then that it lives:
+	// the lock of a process that is frozen, or whose machine is gone, goes after a minute.
+	sqlBoundIdling = `SET LOCAL idle_in_transaction_session_timeout = '1min'`
+	sqlAlive       = `SELECT 1`
 
 	// CREATE SCHEMA IF NOT EXISTS wants the right to create schemas also where
 	// the schema exists, and whoever prepared it need not grant that.
 	sqlSchemaExists = `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'oncemore')`
 	sqlCreateSchema = `CREATE SCHEMA oncemore`
 )
+
+// aliveEvery is how often the lock says that it lives.
+var aliveEvery = 10 * time.Second
 
 // tryUp migrates if nobody else does (held). Goose works on a connection of its
 // own while the lock is held by a transaction on another. That lock belongs to
@@ -119,7 +128,7 @@ func tryUp(ctx context.Context, db *sql.DB, fsys fs.FS) (applied []int64, held b
 		return nil, false, fmt.Errorf("lock the migrations: %w", err)
 	}
 	defer tx.Rollback() // there is nothing to commit; this lets go of the lock
-	if _, err := tx.ExecContext(ctx, sqlLetIdle); err != nil {
+	if _, err := tx.ExecContext(ctx, sqlBoundIdling); err != nil {
 		return nil, false, fmt.Errorf("lock the migrations: %w", err)
 	}
 	if err := tx.QueryRowContext(ctx, sqlTryLock).Scan(&held); err != nil {
@@ -128,8 +137,38 @@ func tryUp(ctx context.Context, db *sql.DB, fsys fs.FS) (applied []int64, held b
 	if !held {
 		return nil, false, nil
 	}
+	ctx, stop := context.WithCancelCause(ctx)
+	alive := make(chan error, 1)
+	go func() {
+		lost := keepAlive(ctx, tx)
+		stop(lost)
+		alive <- lost
+	}()
 	applied, err = migrate(ctx, db, fsys)
+	stop(nil)
+	if lost := <-alive; lost != nil && err != nil {
+		err = fmt.Errorf("%w: %w", lost, err)
+	}
 	return applied, true, err
+}
+
+// keepAlive returns when ctx ends, or an error when the lock is lost: then somebody else may migrate.
+func keepAlive(ctx context.Context, tx *sql.Tx) error {
+	tick := time.NewTicker(aliveEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		limit, cancel := context.WithTimeout(ctx, aliveEvery)
+		_, err := tx.ExecContext(limit, sqlAlive)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("the lock of the migrations is lost: %w", err)
+		}
+	}
 }
 
 // migrate runs under the lock and returns the versions that it applied, also when

@@ -177,6 +177,36 @@ func TestAFailedMigrationLeavesAWholeVersion(t *testing.T) {
 	}
 }
 
+// Its lock is gone, with its connection: somebody else may migrate now, so this one stops.
+func TestAProcessThatLosesTheLockStopsToMigrate(t *testing.T) {
+	pool := pgtest.EmptyPool(t)
+	was := migrations.SetAliveEvery(50 * time.Millisecond)
+	defer migrations.SetAliveEvery(was)
+	files := fstest.MapFS{
+		"00001_first.sql":  {Data: []byte("-- +goose Up\nCREATE TABLE oncemore.first (x int);")},
+		"00002_second.sql": {Data: []byte("-- +goose Up\nCREATE TABLE oncemore.half (x int);\nSELECT pg_sleep(60);")},
+	}
+	go func() {
+		const lock = `SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+		for t.Context().Err() == nil {
+			var killed bool
+			err := pool.QueryRow(t.Context(), `SELECT coalesce(bool_or(pg_terminate_backend(l.pid)), false) FROM (`+lock+`) l
+WHERE EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND datname = current_database() AND pid <> pg_backend_pid())`).Scan(&killed)
+			if killed || err != nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	applied, err := migrations.UpFrom(within(t, 30*time.Second), pool, files)
+	if err == nil || !strings.Contains(err.Error(), "the lock of the migrations is lost") {
+		t.Errorf("it says %v", err)
+	}
+	if len(applied) != 1 || strings.Contains(schema(t, pool), "half") {
+		t.Errorf("applied %+v, and the schema is\n%s", applied, schema(t, pool))
+	}
+}
+
 // Who may not create schemas can have one prepared.
 func TestARoleThatOwnsOnlyTheSchemaCanMigrate(t *testing.T) {
 	owner := pgtest.EmptyPool(t)

@@ -127,6 +127,9 @@ func (w *Worker) checkSchedules() error {
 
 // declare writes what the program declares.
 func (w *Worker) declare(ctx context.Context) error {
+	// An operator's transaction may have one of them, and what is due is not ticked meanwhile.
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	// By name, so that two programs never wait for each other.
 	rows := slices.SortedFunc(slices.Values(w.declared), func(a, b *storedSchedule) int { return strings.Compare(a.Name, b.Name) })
 	b := &pgx.Batch{}

@@ -23,9 +23,36 @@ import (
 // commit is lost it tries again: every statement compares fences or keys, and the ledger
 // recognizes its own facts.
 func (l *life) settle(k *kind, items []*item) {
+	if !l.settled(k, items, "2s") {
+		l.log.Warn("settling waits for rows that another transaction has locked", "type", k.name, "items", len(items))
+		l.blocked[k].add(items...)
+	}
+}
+
+// settleBlocked settles what somebody's locks are in the way of: those of an app's transaction that
+// records the same work, say, and that may never end. What is not in the way is found by halves, and
+// each that is waits behind the others.
+func (l *life) settleBlocked(k *kind, items []*item) {
+	if l.settled(k, items, "500ms") {
+		return
+	}
+	if half := len(items) / 2; half > 0 {
+		l.settleBlocked(k, items[:half])
+		l.settleBlocked(k, items[half:])
+		return
+	}
+	pause(l.record, time.Second)
+	l.blocked[k].add(items...)
+}
+
+// settled is false, and nothing is written, where a lock is in the way for so long.
+func (l *life) settled(k *kind, items []*item, patience string) bool {
 	l.sweep(k, items)
 	acks := finished(items)
-	outs, err := l.persist(k, items, acks)
+	outs, err := l.persist(k, items, acks, patience)
+	if errors.Is(err, errBlocked) {
+		return false
+	}
 	if err != nil {
 		// As if the process had died here: the claims will be found with a dead owner, the
 		// messages come again. Nothing is lost, and nothing is acknowledged.
@@ -53,6 +80,7 @@ func (l *life) settle(k *kind, items []*item) {
 		l.letGo(items)
 	}
 	l.leave(items, acks)
+	return true
 }
 
 // letGo takes out of our hands what has been recorded.
@@ -202,8 +230,14 @@ func (l *life) redo(k *kind, items []*item) {
 	}
 }
 
-// persist settles items until that is committed, and returns their outcomes.
-func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.Delivery) ([]*ledger.Outcome, error) {
+// errBlocked says that a settlement waited for the lock of somebody else, who may have it for long:
+// all that is settled together must not.
+var errBlocked = errors.New("another transaction has a lock on something that is to be written")
+
+const boundLocksSQL = `SELECT set_config('lock_timeout', $1, true)`
+
+// persist settles items until that is committed, or blocked, and returns their outcomes.
+func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.Delivery, patience string) ([]*ledger.Outcome, error) {
 	outs, sends, parked := gather(items)
 	if len(outs)+len(sends)+len(parked)+len(acks) == 0 {
 		return nil, nil
@@ -215,6 +249,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 			for _, o := range outs {
 				o.Refused = false
 			}
+			b.Queue(boundLocksSQL, patience)
 			ledger.Settle(b, &k.Type, l.lease.ID, outs)
 			l.pg.SendBatch(b, sends...)
 			holdSent(b, sends)
@@ -230,6 +265,9 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 		// Our lease is over, so others may act; or the shutdown has waited long enough.
 		if l.record.Err() != nil || l.lease.Context().Err() != nil {
 			return outs, err
+		}
+		if ledger.IsBusy(err) {
+			return outs, errBlocked // nothing was written
 		}
 		taken := ledger.IsTaken(err)
 		if taken {

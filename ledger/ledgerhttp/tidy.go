@@ -19,7 +19,10 @@ func (k *Keys) keepTidy(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := k.tidy(ctx); err != nil && ctx.Err() == nil {
+		limit, cancel := context.WithTimeout(ctx, time.Minute) // a connection may have been cut off without a word
+		err := k.tidy(limit)
+		cancel()
+		if err != nil && ctx.Err() == nil {
 			k.log.Warn("what is over was not deleted", "error", err)
 		}
 	}

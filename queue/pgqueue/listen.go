@@ -40,7 +40,7 @@ func (q *Queue) Listen(ctx context.Context) {
 const quiet = time.Minute
 
 func (q *Queue) listen(ctx context.Context) {
-	pooled, err := q.pool.Acquire(ctx)
+	pooled, err := q.connection(ctx)
 	if err != nil {
 		return
 	}
@@ -50,7 +50,10 @@ func (q *Queue) listen(ctx context.Context) {
 		defer cancel()
 		conn.Close(ctx)
 	}()
-	if _, err := conn.Exec(ctx, listenSQL); err != nil {
+	asking, cancel := context.WithTimeout(ctx, claimTimeout)
+	_, err = conn.Exec(asking, listenSQL)
+	cancel()
+	if err != nil {
 		return
 	}
 	q.Hint() // for all that was sent while nobody listened

@@ -9,13 +9,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/oncemore-jobs/oncemore/queue"
 )
 
 const (
-	maxReceive   = 1000             // messages of one claim: keeps its transaction and its row short
-	longestWait  = 20 * time.Second // of a Receive that finds nothing
-	claimTimeout = 10 * time.Second
+	maxReceive     = 1000             // messages of one claim: keeps its transaction and its row short
+	longestWait    = 20 * time.Second // of a Receive that finds nothing
+	connectTimeout = 30 * time.Second
+	claimTimeout   = 10 * time.Second
 
 	pollEvery = time.Second          // when nothing has come for a while, less up to a quarter
 	pollSoon  = 5 * time.Millisecond // the first wait after something came; then it doubles
@@ -89,7 +92,7 @@ func (q *Queue) receiveNow(ctx context.Context, max int, types []string) ([]queu
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	conn, err := q.pool.Acquire(ctx)
+	conn, err := q.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +119,18 @@ func (q *Queue) receiveNow(ctx context.Context, max int, types []string) ([]queu
 		return nil, nil
 	}
 	return q.claimFrom(ctx, conn, from, max, types)
+}
+
+// connection waits for one of the pool's, which may be asking one that was cut off without a word: so
+// it gives up in time, and the next Receive tries another.
+func (q *Queue) connection(ctx context.Context) (*pgxpool.Conn, error) {
+	limit, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("no connection of the pool was free, or answered, within %v", connectTimeout))
+	defer cancel()
+	conn, err := q.pool.Acquire(limit)
+	if err != nil && ctx.Err() == nil && limit.Err() != nil {
+		err = context.Cause(limit)
+	}
+	return conn, err
 }
 
 func (q *Queue) claimFrom(ctx context.Context, db batcher, from position, max int, types []string) ([]queue.Delivery, error) {

@@ -137,6 +137,7 @@ func delayed(s *suite) {
 		if !slices.Equal(entities(first), []string{"now", "past"}) {
 			s.Errorf("received %v before the delay was over", entities(first))
 		}
+		s.ack(first...) // before their visibility ends, on a slow day
 		last := s.take1()
 		if d := time.Since(before); d < s.o.Delay {
 			s.Errorf("delayed by %v, received after %v", s.o.Delay, d)
@@ -144,7 +145,7 @@ func delayed(s *suite) {
 		if last.Items[0].Entity != "later" {
 			s.Errorf("received %s", describe([]queue.Delivery{last}))
 		}
-		s.ack(append(first, last)...)
+		s.ack(last)
 		return true
 	})
 }

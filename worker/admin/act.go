@@ -70,6 +70,10 @@ func (a *act) leave(what, why string) {
 	a.result.Left = append(a.result.Left, Left{what, why})
 }
 
+// A laptop that sleeps in the middle must not keep what it has locked from schedules and workers, and
+// who waits for another operator is told so.
+const beginSQL = `BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '15s'; SET LOCAL lock_timeout = '30s'`
+
 // do runs f in one transaction, and records it in the same one.
 func (op *Operator) do(ctx context.Context, e AuditEntry, f func(a *act) error) (*Result, error) {
 	if op.Actor == "" {
@@ -77,7 +81,7 @@ func (op *Operator) do(ctx context.Context, e AuditEntry, f func(a *act) error) 
 	}
 	e.Actor = op.Actor
 	a := &act{entry: e}
-	err := pgx.BeginTxFunc(ctx, op.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err := pgx.BeginTxFunc(ctx, op.Pool, pgx.TxOptions{BeginQuery: beginSQL}, func(tx pgx.Tx) error {
 		a.Tx = tx
 		if err := f(a); err != nil || a.result.Changed == 0 {
 			return err

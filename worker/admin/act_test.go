@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
@@ -286,6 +287,36 @@ func TestAnActAndItsAuditRowAreOneTransaction(t *testing.T) {
 }
 
 // The schema before the audit: workers run on it, operators are told what to do.
+// A laptop may sleep in the middle of an act: schedules and workers wait for what it has locked, and not
+// for longer than this. And who waits for it is told.
+func TestAnActKeepsNothingLockedWhenItsOperatorIsGone(t *testing.T) {
+	y := newYard(t)
+	y.put(nightly("report"))
+	y.exec(`
+CREATE TABLE bound (what text);
+CREATE FUNCTION note_bounds() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO bound VALUES (current_setting('idle_in_transaction_session_timeout') || ', ' || current_setting('lock_timeout'));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT ON oncemore.audit FOR EACH ROW EXECUTE FUNCTION note_bounds()`)
+	if _, err := y.by("bert").PauseSchedule(t.Context(), "report", "because"); err != nil {
+		t.Fatal(err)
+	}
+	var bounds string
+	if err := y.Pool.QueryRow(t.Context(), `SELECT string_agg(what, '; ') FROM bound`).Scan(&bounds); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "how long it may idle, and wait", bounds, "15s, 30s")
+	err := admin.Read(t.Context(), y.Pool, time.Second, func(tx pgx.Tx) error {
+		return tx.QueryRow(t.Context(), `SELECT current_setting('idle_in_transaction_session_timeout')`).Scan(&bounds)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "how long who reads may idle", bounds, "1min")
+}
+
 func TestOnASchemaWithoutTheAuditNothingIsChanged(t *testing.T) {
 	y := newYard(t)
 	all := acts(y)

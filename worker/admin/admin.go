@@ -32,7 +32,9 @@ import (
 func Read(ctx context.Context, pool *pgxpool.Pool, limit time.Duration, f func(pgx.Tx) error) error {
 	return explain(pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		// Compiling costs more than it spares: the first page is wanted, and soon.
-		if _, err := tx.Exec(ctx, `SELECT set_config('statement_timeout', $1, true), set_config('jit', 'off', true)`, strconv.FormatInt(max(1, limit.Milliseconds()), 10)); err != nil {
+		// And who is frozen between two statements must not keep what they have read for ever: a migration
+		// would wait for that, and everybody for the migration.
+		if _, err := tx.Exec(ctx, `SELECT set_config('statement_timeout', $1, true), set_config('jit', 'off', true), set_config('idle_in_transaction_session_timeout', '1min', true)`, strconv.FormatInt(max(1, limit.Milliseconds()), 10)); err != nil {
 			return err
 		}
 		return f(tx)
@@ -45,6 +47,8 @@ func explain(err error) error {
 		switch pg.Code {
 		case "3F000", "42P01": // no such schema, no such table
 			return fmt.Errorf("%w (is the schema there, and is it current? run 'oncemore migrate up')", err)
+		case "55P03":
+			return fmt.Errorf("%w (another transaction has it locked, an operator's or an app's: nothing was changed; try again, and see 'oncemore doctor')", err)
 		case "42501":
 			return fmt.Errorf("%w (reading needs USAGE on the schema oncemore and SELECT on its tables)", err)
 		}

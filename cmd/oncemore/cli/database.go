@@ -48,6 +48,9 @@ func (p *program) connectMany(ctx context.Context, conns int32) (*pgxpool.Pool, 
 		return nil, fmt.Errorf("read the database's address: %w", err) // pgx leaves the password out
 	}
 	config.MaxConns = conns
+	if config.PingTimeout == 0 {
+		config.PingTimeout = 5 * time.Second // of a connection whose server is gone without a word
+	}
 	if config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
