@@ -175,7 +175,10 @@ DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
     ORDER BY c.job_type, c.entity LIMIT 1000 FOR UPDATE OF c SKIP LOCKED))`
 
 func (l *Ledger) drop(ctx context.Context, t *Type, entities []string, fences []int64) error {
-	err := l.RunBatch(ctx, func(b *pgx.Batch) { b.Queue(dropSQL, t.ID, entities, fences) })
+	err := l.RunBatch(ctx, func(b *pgx.Batch) {
+		b.Queue(`SELECT set_config('lock_timeout', '5s', true)`) // they are in nobody's way, and much else may wait for us
+		b.Queue(dropSQL, t.ID, entities, fences)
+	})
 	if err != nil {
 		return fmt.Errorf("drop %d claims of %s that are done: %w", len(entities), t.Name, err)
 	}

@@ -8,7 +8,8 @@ import (
 
 // What goose would create and write, so that Up goes on from what was applied by hand.
 const sqlByHand = `-- The schema of Oncemore, for an empty database. Where a part was applied already,
--- apply only the transactions of the later migrations.
+-- apply only the transactions of the later migrations. One that fails changes nothing, and
+-- those behind it fail as well: apply it again, and them.
 
 BEGIN;
 CREATE SCHEMA IF NOT EXISTS oncemore;
@@ -20,6 +21,14 @@ CREATE TABLE oncemore.migration (
 );
 INSERT INTO oncemore.migration (version_id, is_applied, tstamp) VALUES (0, true, now() AT TIME ZONE 'UTC');
 COMMIT;
+`
+
+// Else a later one could be applied where an earlier one had failed, and Up would look at the highest.
+const guard = `DO $$ BEGIN
+    IF (SELECT max(version_id) FROM oncemore.migration) <> %d THEN
+        RAISE EXCEPTION 'migration %d follows migration %d, which must be the last that was applied';
+    END IF;
+END $$;
 `
 
 // SQL returns all migrations as plain SQL, for those who let nobody but a person
@@ -40,13 +49,16 @@ func plain(fsys fs.FS) (string, error) {
 	}
 	var b strings.Builder
 	b.WriteString(sqlByHand)
+	before := int64(0)
 	for _, m := range ms {
 		file, err := fs.ReadFile(fsys, m.file)
 		if err != nil {
 			return "", err
 		}
 		fmt.Fprintf(&b, "\n-- Migration %d: %s\n\nBEGIN;\n", m.Version, m.Name)
+		fmt.Fprintf(&b, guard, before, m.Version, before)
 		b.WriteString(strip(string(file)))
+		before = m.Version
 		fmt.Fprintf(&b, "INSERT INTO oncemore.migration (version_id, is_applied, tstamp) VALUES (%d, true, now() AT TIME ZONE 'UTC');\nCOMMIT;\n", m.Version)
 	}
 	return b.String(), nil

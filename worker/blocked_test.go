@@ -77,7 +77,10 @@ SELECT 0, t.id, 1, 'a', '7' FROM oncemore.job_type t WHERE t.name = 'letter'`); 
 	close(g.open)
 	eventuallyRow(t, pool, "its settlement waits", `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)`)
 	w.stopping()
-	within(t, "the worker has stopped", w.ended)
+	mustStop(t, w)
+	if n := count(t, pool, `SELECT count(*) FROM oncemore.message WHERE lock IS NULL AND visible_at <= now() + interval '1 second'`); n != 1 {
+		t.Errorf("%d messages were let go of, want the one", n)
+	}
 	if err := app.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,7 @@ type item struct {
 	began    time.Time
 	asking   atomic.Bool                    // a check runs: nothing has been tried
 	attempt  atomic.Pointer[attemptContext] // of what runs without a claim
+	blocked  bool                           // somebody's lock is in the way of recording its end; of settleBlocked
 	recorded chan struct{}                  // closed when its end is recorded; nil: nobody waits for that
 	ended    atomic.Bool                    // decided once, by the body's end or by the watch
 

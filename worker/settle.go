@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,27 +24,56 @@ import (
 // commit is lost it tries again: every statement compares fences or keys, and the ledger
 // recognizes its own facts.
 func (l *life) settle(k *kind, items []*item) {
-	if !l.settled(k, items, "2s") {
-		l.log.Warn("settling waits for rows that another transaction has locked", "type", k.name, "items", len(items))
+	if !l.settled(k, items, patiently) {
 		l.blocked[k].add(items...)
 	}
 }
 
 // settleBlocked settles what somebody's locks are in the way of: those of an app's transaction that
-// records the same work, say, and that may never end. What is not in the way is found by halves, and
-// each that is waits behind the others.
+// records the same work, say, and that may never end. What is new here is looked through by halves for
+// what nobody has locked. The rest is tried together, when the locks may be gone, and a few one by one.
 func (l *life) settleBlocked(k *kind, items []*item) {
-	if l.settled(k, items, "500ms") {
-		return
+	var rest []*item
+	for _, it := range items {
+		if it.blocked {
+			rest = append(rest, it)
+		}
 	}
-	if half := len(items) / 2; half > 0 {
-		l.settleBlocked(k, items[:half])
-		l.settleBlocked(k, items[half:])
-		return
+	fresh := slices.DeleteFunc(items, func(it *item) bool { return it.blocked })
+	found := l.settleAround(k, fresh)
+	for _, it := range found {
+		it.blocked = true
+		l.log.Warn("what came of it cannot be recorded: another transaction has it locked, and is waited for", "type", k.name, "entity", it.Entity)
 	}
-	pause(l.record, time.Second)
-	l.blocked[k].add(items...)
+	if len(rest) > 0 && !l.settled(k, rest, shortly) {
+		few := min(len(rest), 4)
+		rest = append(rest[few:len(rest):len(rest)], l.settleAround(k, rest[:few])...)
+	} else {
+		rest = nil
+	}
+	if rest = append(rest, found...); len(rest) > 0 {
+		pause(l.settling, time.Second)
+		l.blocked[k].add(rest...)
+	}
 }
+
+// settleAround settles what is not locked, and returns what is.
+func (l *life) settleAround(k *kind, items []*item) (locked []*item) {
+	if len(items) == 0 || l.settled(k, items, shortly) {
+		return nil
+	}
+	half := len(items) / 2
+	if half == 0 {
+		return items
+	}
+	return append(l.settleAround(k, items[:half]), l.settleAround(k, items[half:])...)
+}
+
+// How long settlements wait for locks: with others behind them, and where some have waited in vain.
+const (
+	patiently = "2s"
+	shortly   = "500ms"
+)
 
 // settled is false, and nothing is written, where a lock is in the way for so long.
 func (l *life) settled(k *kind, items []*item, patience string) bool {
@@ -236,7 +266,8 @@ var errBlocked = errors.New("another transaction has a lock on something that is
 
 const boundLocksSQL = `SELECT set_config('lock_timeout', $1, true)`
 
-// persist settles items until that is committed, or blocked, and returns their outcomes.
+// persist settles items until that is committed, or blocked, and returns their outcomes. A shutdown
+// ends it a little before the rest, so that what is not recorded is let go of in time.
 func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.Delivery, patience string) ([]*ledger.Outcome, error) {
 	outs, sends, parked := gather(items)
 	if len(outs)+len(sends)+len(parked)+len(acks) == 0 {
@@ -244,7 +275,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 	}
 	wait := 50 * time.Millisecond
 	for {
-		ctx, cancel := context.WithTimeout(l.record, 30*time.Second)
+		ctx, cancel := context.WithTimeout(l.settling, 30*time.Second)
 		err := l.ledger.RunBatch(ctx, func(b *pgx.Batch) {
 			for _, o := range outs {
 				o.Refused = false
@@ -263,7 +294,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 			return outs, nil
 		}
 		// Our lease is over, so others may act; or the shutdown has waited long enough.
-		if l.record.Err() != nil || l.lease.Context().Err() != nil {
+		if l.settling.Err() != nil || l.lease.Context().Err() != nil {
 			return outs, err
 		}
 		if ledger.IsBusy(err) {
@@ -288,7 +319,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 		}
 		l.log.Warn("settling failed, trying again", "type", k.name, "items", len(items), "in", wait, "error", err)
 		select {
-		case <-l.record.Done():
+		case <-l.settling.Done():
 			return outs, err
 		case <-l.lease.Context().Done():
 			return outs, err

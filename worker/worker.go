@@ -265,6 +265,8 @@ type life struct {
 	cancel context.CancelCauseFunc
 	// record is the context of what must be written down even so. It outlives jobs.
 	record context.Context
+	// settling is that of settlements, and ends a little earlier.
+	settling context.Context
 
 	inboxes  []*inbox
 	claims   map[*kind]*group[*claimRequest]
@@ -291,9 +293,11 @@ func (w *Worker) live(ctx context.Context) error {
 	l.lease = lease
 	l.jobs, l.cancel = context.WithCancelCause(lease.Context())
 	defer l.cancel(nil)
-	var recorded context.CancelFunc
+	var recorded, settled context.CancelFunc
 	l.record, recorded = context.WithCancel(outlive)
 	defer recorded()
+	l.settling, settled = context.WithCancel(l.record)
+	defer settled()
 	l.slots = newSlots(w.config.Slots, l.work, l.widened)
 	grants := map[*kind]*line{}
 	for _, k := range w.kinds {
@@ -363,8 +367,9 @@ func (w *Worker) live(ctx context.Context) error {
 	}
 	stopHelping()
 	helpers.Wait()
-	limit := time.AfterFunc(10*time.Second, recorded) // the database may be away
-	defer limit.Stop()
+	for after, end := range map[time.Duration]func(){7 * time.Second: settled, 10 * time.Second: recorded} {
+		defer time.AfterFunc(after, end).Stop() // the database may be away, or somebody may have locked what is to be written
+	}
 	for _, g := range l.claims {
 		g.wait()
 	}

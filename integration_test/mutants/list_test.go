@@ -189,9 +189,21 @@ UPDATE oncemore.claim c`,
 	}, {
 		lacks: "the second try of a settlement",
 		file:  "worker/settle.go",
-		old:   `		if l.record.Err() != nil || l.lease.Context().Err() != nil {`,
+		old:   `		if l.settling.Err() != nil || l.lease.Context().Err() != nil {`,
 		new:   `		if true {`,
 		tests: "./worker OutcomesThatCannotBeRecorded",
+	}, {
+		lacks: "the way round what somebody has locked",
+		file:  "worker/settle.go",
+		old:   `		if ledger.IsBusy(err) {`,
+		new:   `		if false {`,
+		tests: "./worker SomebodyHasLocked",
+	}, {
+		lacks: "the bound of a visit's and a tick's idling",
+		file:  "worker/transact.go",
+		old:   `	return pgx.BeginTxFunc(ctx, pool, bounded(time.Minute), f)`,
+		new:   `	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{}, f)`,
+		tests: "./worker TheServerEndsEach",
 	}, {
 		lacks: "the facts that make a run complete",
 		file:  "worker/run.go",

@@ -33,7 +33,8 @@ const (
 // Receive takes up to max ready messages, at most 1,000. When there are none it
 // waits for a hint or the next poll, up to 20 seconds in all, and then returns none.
 // A canceled ctx ends the wait with ctx's error; a claim that is under way then is
-// finished first, so that what it took is not lost to a visibility timeout.
+// finished first, so that what it took is not lost to a visibility timeout. It is an error
+// when the pool gives no connection for half a minute.
 //
 // Where types is not empty, messages of other types stay as they are.
 func (q *Queue) Receive(ctx context.Context, max int, types []string) ([]queue.Delivery, error) {

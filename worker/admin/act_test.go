@@ -286,7 +286,6 @@ func TestAnActAndItsAuditRowAreOneTransaction(t *testing.T) {
 	})
 }
 
-// The schema before the audit: workers run on it, operators are told what to do.
 // A laptop may sleep in the middle of an act: schedules and workers wait for what it has locked, and not
 // for longer than this. And who waits for it is told.
 func TestAnActKeepsNothingLockedWhenItsOperatorIsGone(t *testing.T) {
@@ -317,6 +316,7 @@ CREATE TRIGGER note AFTER INSERT ON oncemore.audit FOR EACH ROW EXECUTE FUNCTION
 	same(t, "how long who reads may idle", bounds, "1min")
 }
 
+// The schema before the audit: workers run on it, operators are told what to do.
 func TestOnASchemaWithoutTheAuditNothingIsChanged(t *testing.T) {
 	y := newYard(t)
 	all := acts(y)
