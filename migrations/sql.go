@@ -25,7 +25,7 @@ COMMIT;
 
 // Else a later one could be applied where an earlier one had failed, and Up would look at the highest.
 const guard = `DO $$ BEGIN
-    IF (SELECT max(version_id) FROM oncemore.migration) <> %d THEN
+    IF (SELECT max(version_id) FROM oncemore.migration) IS DISTINCT FROM %d THEN
         RAISE EXCEPTION 'migration %d follows migration %d, which must be the last that was applied';
     END IF;
 END $$;

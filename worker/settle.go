@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,36 +24,51 @@ import (
 // recognizes its own facts.
 func (l *life) settle(k *kind, items []*item) {
 	if !l.settled(k, items, patiently) {
-		l.blocked[k].add(items...)
+		l.blocked[k].add(items)
 	}
 }
 
 // settleBlocked settles what somebody's locks are in the way of: those of an app's transaction that
-// records the same work, say, and that may never end. What is new here is looked through by halves for
-// what nobody has locked. The rest is tried together, when the locks may be gone, and a few one by one.
-func (l *life) settleBlocked(k *kind, items []*item) {
-	var rest []*item
-	for _, it := range items {
-		if it.blocked {
-			rest = append(rest, it)
+// records the same work, say, and that may never end. A batch is halved, and its halves wait behind
+// what came meanwhile, until what is locked is found; that is tried together from then on.
+func (l *life) settleBlocked(k *kind, batches [][]*item) {
+	var locked []*item
+	for _, its := range batches {
+		switch half := len(its) / 2; {
+		case its[0].blocked:
+			locked = append(locked, its...)
+		case l.settled(k, its, shortly):
+		case half > 0:
+			l.blocked[k].add(its[:half], its[half:])
+		default:
+			its[0].blocked = true
+			l.log.Warn("what came of it cannot be recorded: another transaction has it locked, and is waited for", "type", k.name, "entity", its[0].Entity)
+			locked = append(locked, its[0])
 		}
 	}
-	fresh := slices.DeleteFunc(items, func(it *item) bool { return it.blocked })
-	found := l.settleAround(k, fresh)
-	for _, it := range found {
-		it.blocked = true
-		l.log.Warn("what came of it cannot be recorded: another transaction has it locked, and is waited for", "type", k.name, "entity", it.Entity)
+	if len(locked) == 0 || l.settled(k, locked, shortly) {
+		return
 	}
-	if len(rest) > 0 && !l.settled(k, rest, shortly) {
-		few := min(len(rest), 4)
-		rest = append(rest[few:len(rest):len(rest)], l.settleAround(k, rest[:few])...)
-	} else {
-		rest = nil
-	}
-	if rest = append(rest, found...); len(rest) > 0 {
+	if !l.stopping.Load() { // else there may be others that have only seconds left
+		locked = l.settleFreed(k, locked)
 		pause(l.settling, time.Second)
-		l.blocked[k].add(rest...)
 	}
+	if len(locked) > 0 {
+		l.blocked[k].add(locked)
+	}
+}
+
+// settleFreed settles what is not locked any more, from the front, in growing steps up to the first
+// that still is, and returns the others with that behind them.
+func (l *life) settleFreed(k *kind, items []*item) []*item {
+	for n := 4; len(items) > 0; n *= 2 {
+		step := items[:min(n, len(items))]
+		items = items[len(step):]
+		if locked := l.settleAround(k, step); len(locked) > 0 {
+			return append(items, locked...)
+		}
+	}
+	return nil
 }
 
 // settleAround settles what is not locked, and returns what is.
@@ -144,7 +158,7 @@ func (l *life) sweep(k *kind, items []*item) {
 	if len(done) == 0 {
 		return
 	}
-	ctx, cancel := l.recording()
+	ctx, cancel := context.WithTimeout(l.settling, recordTime)
 	defer cancel()
 	if err := l.ledger.Sweep(ctx, &k.Type, opens); err != nil {
 		l.log.Warn("claims of done work stay until their messages come again", "type", k.name, "error", err)

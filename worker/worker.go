@@ -271,7 +271,7 @@ type life struct {
 	inboxes  []*inbox
 	claims   map[*kind]*group[*claimRequest]
 	settles  map[*kind]*group[*item]
-	blocked  map[*kind]*group[*item] // what could not be settled for somebody's lock
+	blocked  map[*kind]*group[[]*item] // what could not be settled for somebody's lock
 	acks     *group[*parcel]
 	tempos   tempos
 	hands    hands
@@ -283,7 +283,7 @@ type life struct {
 
 // live is one life: it ends with ctx, or with the lease.
 func (w *Worker) live(ctx context.Context) error {
-	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}, blocked: map[*kind]*group[*item]{}, hands: newHands(), suspects: make(chan struct{}, 1)}
+	l := &life{Worker: w, claims: map[*kind]*group[*claimRequest]{}, settles: map[*kind]*group[*item]{}, blocked: map[*kind]*group[[]*item]{}, hands: newHands(), suspects: make(chan struct{}, 1)}
 	// Nothing of a life ends with ctx directly: shutting down has an order of its own.
 	outlive := context.WithoutCancel(ctx)
 	lease, err := w.ledger.Join(outlive, w.config.Name, w.config.Lease, w.log)
@@ -312,7 +312,7 @@ func (w *Worker) live(ctx context.Context) error {
 			}
 			l.claims[k] = newGroup(1, maxGroup, func(rs []*claimRequest) { l.claimAll(k, rs) })
 			l.settles[k] = newGroup(2, maxGroup, func(is []*item) { l.settle(k, is) })
-			l.blocked[k] = newGroup(1, maxGroup, func(is []*item) { l.settleBlocked(k, is) })
+			l.blocked[k] = newGroup(1, maxGroup, func(batches [][]*item) { l.settleBlocked(k, batches) })
 		}
 	}
 	l.acks = newGroup(1, maxGroup, l.ackAll)
