@@ -148,4 +148,4 @@ func (g *Gauge) inTransaction(ctx context.Context, s Signal, at *time.Time) (v V
 }
 
 const limitsSQL = `SELECT clock_timestamp(), set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true),
-    set_config('idle_in_transaction_session_timeout', $1, true)`
+    set_config('idle_in_transaction_session_timeout', ($1::text::bigint + 60000)::text, true)` // far behind the context's end
