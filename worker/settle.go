@@ -71,9 +71,9 @@ func (l *life) settleFreed(k *kind, items []*item) []*item {
 	return nil
 }
 
-// settleAround settles what is not locked, and returns what is.
+// settleAround settles what is not locked of some items, and returns what is.
 func (l *life) settleAround(k *kind, items []*item) (locked []*item) {
-	if len(items) == 0 || l.settled(k, items, shortly) {
+	if l.settled(k, items, shortly) {
 		return nil
 	}
 	half := len(items) / 2
