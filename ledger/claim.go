@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -24,6 +25,10 @@ type Claim struct {
 	Epoch    int64 // at least the wanted one; a new one where a stale fact is to be replaced
 	Attempts int   // this one included
 }
+
+// claimPatience is how long all claims that are made together wait for a transaction that is about to
+// complete or take back one of them, and may be frozen in that.
+const claimPatience = 5 * time.Second
 
 // Claim claims what it can of cs, all of different entities, for the worker owner, and
 // answers in their order. The
@@ -73,6 +78,7 @@ func (l *Ledger) Claim(ctx context.Context, t *Type, owner int64, cs []Candidate
 	err := l.RunBatch(ctx, func(b *pgx.Batch) {
 		clear(out)
 		facts = nil
+		BoundLocks(b, claimPatience)
 		won := func(rows pgx.Rows) error {
 			for rows.Next() {
 				var entity string
@@ -176,7 +182,7 @@ DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
 
 func (l *Ledger) drop(ctx context.Context, t *Type, entities []string, fences []int64) error {
 	err := l.RunBatch(ctx, func(b *pgx.Batch) {
-		b.Queue(`SELECT set_config('lock_timeout', '5s', true)`) // they are in nobody's way, and much else may wait for us
+		BoundLocks(b, 5*time.Second) // they are in nobody's way, and much else may wait for us
 		b.Queue(dropSQL, t.ID, entities, fences)
 	})
 	if err != nil {

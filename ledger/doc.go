@@ -91,6 +91,8 @@
 //	                                                                TestLookDuringACompletion
 //	complete, not committed         look: missing; claim            B's insert waits; its second look sees the fact, and drops the claim
 //	                                                                TestClaimDuringACompletion
+//	complete, frozen before commit  claim, others beside it         B is busy when its patience ends, and has claimed nothing; its next look says ongoing
+//	                                                                TestClaimIsBusyWhenACompletionIsFrozen
 //	insert fact, not committed      insert fact                     B waits; A commits: not B's; A rolls back: B's
 //	                                                                TestHoldDuringAnotherHold
 //	insert fact                     insert fact, by Settle          B's settlement fails whole; B looks, takes out what is done, and settles the rest

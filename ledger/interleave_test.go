@@ -138,6 +138,24 @@ func TestClaimDuringACompletion(t *testing.T) {
 	}
 }
 
+// B's process is frozen in its completion, of a force say. Whoever claims the entity, as it was seen
+// before B's claim, must not wait for that, nor have all wait that it claims together with it.
+func TestClaimIsBusyWhenACompletionIsFrozen(t *testing.T) {
+	w, a, b := two(t, ledger.Once)
+	seen := w.look(plain(e))
+	c := w.claim(b, plain(e))
+	tx := w.begin()
+	settling := &pgx.Batch{}
+	ledger.Settle(settling, w.kind, b, []*ledger.Outcome{completed(plain(e), c)})
+	w.ok(tx.SendBatch(t.Context(), settling).Close())
+	_, err := w.Claim(t.Context(), w.kind, a, []ledger.Candidate{{Want: plain("234/18")}, {Want: plain(e), Standing: seen}, {Want: plain("9/9")}})
+	w.want("it is busy", ledger.IsBusy(err), true)
+	w.want("claims", w.opens(), 1)
+	w.want("the next look says", w.reason(e), ledger.Ongoing)
+	w.ok(tx.Commit(t.Context()))
+	w.done(0)
+}
+
 func TestClaimOfStaleWorkAfterAnotherCompletion(t *testing.T) {
 	w, a, b := two(t, ledger.Once)
 	w.settle(a, completed(source(e, 5), w.claim(a, source(e, 5))))

@@ -102,7 +102,7 @@ func QueueHold(b *pgx.Batch, t *Type, patience time.Duration, outs []*Outcome) (
 		})
 		return err
 	}
-	b.Queue(`/* fact: hold */ SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(max(1, patience.Milliseconds()), 10))
+	b.Queue(`/* fact: hold */ SELECT set_config('lock_timeout', $1, true)`, milliseconds(patience))
 	if len(first) > 0 {
 		c := factColumns(inKeyOrder(first))
 		statement, params := c.first(t)
@@ -124,8 +124,7 @@ func QueueHold(b *pgx.Batch, t *Type, patience time.Duration, outs []*Outcome) (
 // to be rolled back: it would go on waiting for locks with patience.
 func QueueHoldFirst(b *pgx.Batch, t *Type, patience, idle time.Duration, w Want) (mine *bool) {
 	mine = new(bool)
-	limit := func(d time.Duration) string { return strconv.FormatInt(max(1, d.Milliseconds()), 10) }
-	b.Queue(holdFirstSQL, t.ID, version(t), w.Entity, w.Fingerprint, w.Run, w.SourceVersion, limit(patience), limit(idle)).Query(func(rows pgx.Rows) error {
+	b.Queue(holdFirstSQL, t.ID, version(t), w.Entity, w.Fingerprint, w.Run, w.SourceVersion, milliseconds(patience), milliseconds(idle)).Query(func(rows pgx.Rows) error {
 		*mine = rows.Next()
 		return nil // the batch has the error
 	})
@@ -143,8 +142,17 @@ FROM (SELECT set_config('lock_timeout', $7, true), set_config('idle_in_transacti
 ON CONFLICT (job_type, entity) DO NOTHING
 RETURNING set_config('lock_timeout', NULL, true)`
 
+// BoundLocks bounds how long each statement behind it in the transaction waits for the lock of somebody
+// else, who may be frozen, while others wait for us. Then the batch fails, and [IsBusy] says so.
+func BoundLocks(b *pgx.Batch, patience time.Duration) {
+	b.Queue(`SELECT set_config('lock_timeout', $1, true)`, milliseconds(patience))
+}
+
+// milliseconds is d as a setting of Postgres; there 0 is no bound.
+func milliseconds(d time.Duration) string { return strconv.FormatInt(max(1, d.Milliseconds()), 10) }
+
 // IsBusy tells whether a batch failed because somebody else had a lock, mostly that of the fact,
-// for longer than the patience of [QueueHold] or [QueueHoldFirst].
+// for longer than the patience of [QueueHold], [QueueHoldFirst] or [BoundLocks].
 func IsBusy(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "55P03"

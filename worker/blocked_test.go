@@ -2,12 +2,19 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
+	"github.com/oncemore-jobs/oncemore/queue"
+	"github.com/oncemore-jobs/oncemore/queue/memqueue"
 	"github.com/oncemore-jobs/oncemore/worker"
 )
 
@@ -87,4 +94,69 @@ SELECT 0, t.id, 1, 'a', '7' FROM oncemore.job_type t WHERE t.name = 'letter'`); 
 	begin(t, pool, set, worker.Config{})
 	eventuallyRow(t, pool, "the next worker has done it", `SELECT count(*) = 1 FROM oncemore.ledger`)
 	eventuallyRow(t, pool, "and acknowledged", quiet)
+}
+
+// Of two that are known to be locked, by two transactions, one is free again while the worker stops: that
+// it was charged is recorded, and nobody has to find out.
+func TestWhatIsFreeAgainIsRecordedWhileTheWorkerStops(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	g := newGate()
+	var log lockedBuffer
+	set := newSet(t, jobs.Job[letter]{Effect: jobs.Once, Do: func(ctx context.Context, l letter) error { return g.pass(ctx, l.Entity()) }})
+	w := begin(t, pool, set, worker.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	sendMessages(t, pgq(pool), pack(t, 1, 2))
+	var apps [2]pgx.Tx
+	for i := range apps {
+		within(t, "it is being charged", g.entered)
+		var err error
+		if apps[i], err = pool.Begin(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer apps[i].Rollback(context.WithoutCancel(t.Context()))
+	}
+	for i, app := range apps {
+		if _, err := app.Exec(t.Context(), `SELECT FROM oncemore.claim WHERE entity = $1 FOR UPDATE`, fmt.Sprint(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(g.open)
+	eventually(t, "both are known", func() bool { return strings.Count(log.String(), "cannot be recorded") == 2 })
+	w.stopping()
+	eventually(t, "it stops", func() bool { return w.Ready() != nil })
+	if err := apps[1].Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustStop(t, w)
+	if s := text(t, pool, `SELECT coalesce(string_agg(entity, ' '), '') FROM oncemore.ledger`); s != "2" {
+		t.Errorf("the ledger has %q, want that 2 is done", s)
+	}
+}
+
+// A queue in a service that is cut off takes an acknowledgement, and says nothing. What is to go back
+// into another queue meanwhile does not wait for that.
+func TestAQueueThatHangsHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var hangs atomic.Bool
+	back := make(chan struct{})
+	far := &witness{Queue: memqueue.New(), seen: func(context.Context, []queue.Delivery) { hangs.Store(true); <-back }}
+	g := newGate()
+	set := newSet(t,
+		jobs.Job[errand]{Effect: jobs.Repeatable, Do: func(context.Context, errand) error { return nil }, Policy: jobs.Policy{Queue: "far"}},
+		jobs.Job[letter]{Effect: jobs.Repeatable, Do: func(ctx context.Context, l letter) error { return g.pass(ctx, l.Entity()) }})
+	w := begin(t, pool, set, worker.Config{Slots: 1, Queues: map[string]queue.Queue{"far": far}})
+	answer := sync.OnceFunc(func() { close(back) })
+	t.Cleanup(answer)
+	enqueue(t, far, errand{"bread"})
+	eventually(t, "the far queue hangs", hangs.Load)
+	enqueue(t, pgq(pool), letter{1})
+	within(t, "the first letter is being written", g.entered)
+	enqueue(t, pgq(pool), letter{2})
+	eventuallyRow(t, pool, "the second one waits for a slot", `SELECT count(*) = 2 FROM oncemore.message WHERE lock IS NOT NULL`)
+	w.stopping()
+	eventuallyRow(t, pool, "the second one is given back", `SELECT count(*) = 1 FROM oncemore.message WHERE lock IS NULL`)
+	close(g.open)
+	answer()
+	mustStop(t, w)
 }

@@ -83,6 +83,7 @@ func (l *life) claimAll(k *kind, rs []*claimRequest) {
 	}
 	if err != nil {
 		l.hands.lose()
+		l.log.Warn("claiming failed: the messages come again", "type", k.name, "items", len(first), "error", err)
 	}
 }
 

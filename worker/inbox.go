@@ -19,10 +19,11 @@ import (
 type inbox struct {
 	queue.Queue
 	name string
-	pg   *pgqueue.Queue // the same, where it is one in the ledger's database
-	fifo bool           // the next of a group follows when the one before is acknowledged
-	room chan struct{}  // something held has ended
-	wide chan struct{}  // more types may be asked for than the Receive that goes on does
+	pg   *pgqueue.Queue  // the same, where it is one in the ledger's database
+	fifo bool            // the next of a group follows when the one before is acknowledged
+	room chan struct{}   // something held has ended
+	wide chan struct{}   // more types may be asked for than the Receive that goes on does
+	acks *group[*parcel] // what is complete. Each queue has its own: one that hangs holds up no other
 
 	brings map[*kind]bool // owned by receive; what is meant for it, and what it has brought besides
 
@@ -43,6 +44,7 @@ func (l *life) openInboxes() []*inbox {
 			fifo, ok := q.(queue.FIFO)
 			b = &inbox{Queue: q, name: name, pg: pg, fifo: ok && fifo.FIFO(), room: make(chan struct{}, 1), wide: make(chan struct{}, 1),
 				brings: map[*kind]bool{}, held: map[*parcel]struct{}{}, size: 100}
+			b.acks = newGroup(1, maxGroup, func(ps []*parcel) { l.ackAll(b, ps) })
 			seen[q], l.inboxes = b, append(l.inboxes, b)
 		}
 		for _, k := range l.kinds {

@@ -33,6 +33,7 @@ func (l *life) settle(k *kind, items []*item) {
 // what came meanwhile, until what is locked is found; that is tried together from then on.
 func (l *life) settleBlocked(k *kind, batches [][]*item) {
 	var locked []*item
+	hurry := l.stopping.Load() // there are others who may have only seconds left, or who wait for us in vain
 	for _, its := range batches {
 		switch half := len(its) / 2; {
 		case its[0].blocked:
@@ -40,6 +41,7 @@ func (l *life) settleBlocked(k *kind, batches [][]*item) {
 		case l.settled(k, its, shortly):
 		case half > 0:
 			l.blocked[k].add(its[:half], its[half:])
+			hurry = true
 		default:
 			its[0].blocked = true
 			l.log.Warn("what came of it cannot be recorded: another transaction has it locked, and is waited for", "type", k.name, "entity", its[0].Entity)
@@ -49,19 +51,20 @@ func (l *life) settleBlocked(k *kind, batches [][]*item) {
 	if len(locked) == 0 || l.settled(k, locked, shortly) {
 		return
 	}
-	if !l.stopping.Load() { // else there may be others that have only seconds left
-		locked = l.settleFreed(k, locked)
+	if locked = l.settleFreed(k, locked); len(locked) == 0 {
+		return
+	}
+	if !hurry {
 		pause(l.settling, time.Second)
 	}
-	if len(locked) > 0 {
-		l.blocked[k].add(locked)
-	}
+	l.blocked[k].add(locked)
 }
 
 // settleFreed settles what is not locked any more, from the front, in growing steps up to the first
-// that still is, and returns the others with that behind them.
+// that still is, and returns the others with that behind them. A step is small, since where all of it
+// is locked it takes two tries for each.
 func (l *life) settleFreed(k *kind, items []*item) []*item {
-	for n := 4; len(items) > 0; n *= 2 {
+	for n := 4; len(items) > 0; n = min(2*n, 32) {
 		step := items[:min(n, len(items))]
 		items = items[len(step):]
 		if locked := l.settleAround(k, step); len(locked) > 0 {
@@ -85,12 +88,12 @@ func (l *life) settleAround(k *kind, items []*item) (locked []*item) {
 
 // How long settlements wait for locks: with others behind them, and where some have waited in vain.
 const (
-	patiently = "2s"
-	shortly   = "500ms"
+	patiently = 2 * time.Second
+	shortly   = 100 * time.Millisecond
 )
 
 // settled is false, and nothing is written, where a lock is in the way for so long.
-func (l *life) settled(k *kind, items []*item, patience string) bool {
+func (l *life) settled(k *kind, items []*item, patience time.Duration) bool {
 	l.sweep(k, items)
 	acks := finished(items)
 	outs, err := l.persist(k, items, acks, patience)
@@ -151,7 +154,7 @@ func (l *life) sweep(k *kind, items []*item) {
 	var done []*item
 	var opens []*ledger.Open
 	for _, it := range items {
-		if it.end.reason == ledger.Done && it.standing.Sweep {
+		if it.end.reason == ledger.Done && it.standing.Sweep && !it.end.keep {
 			done, opens = append(done, it), append(opens, it.standing.Open)
 		}
 	}
@@ -278,11 +281,9 @@ func (l *life) redo(k *kind, items []*item) {
 // all that is settled together must not.
 var errBlocked = errors.New("another transaction has a lock on something that is to be written")
 
-const boundLocksSQL = `SELECT set_config('lock_timeout', $1, true)`
-
 // persist settles items until that is committed, or blocked, and returns their outcomes. A shutdown
 // ends it a little before the rest, so that what is not recorded is let go of in time.
-func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.Delivery, patience string) ([]*ledger.Outcome, error) {
+func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.Delivery, patience time.Duration) ([]*ledger.Outcome, error) {
 	outs, sends, parked := gather(items)
 	if len(outs)+len(sends)+len(parked)+len(acks) == 0 {
 		return nil, nil
@@ -294,7 +295,7 @@ func (l *life) persist(k *kind, items []*item, acks map[*pgqueue.Queue][]queue.D
 			for _, o := range outs {
 				o.Refused = false
 			}
-			b.Queue(boundLocksSQL, patience)
+			ledger.BoundLocks(b, patience)
 			ledger.Settle(b, &k.Type, l.lease.ID, outs)
 			l.pg.SendBatch(b, sends...)
 			holdSent(b, sends)
@@ -392,7 +393,7 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 			p.inbox.drop(p)
 			continue
 		}
-		l.acks.add(p)
+		p.inbox.acks.add(p)
 	}
 	for b, n := range ended {
 		b.over(n)
@@ -404,39 +405,36 @@ func (l *life) leave(items []*item, acked map[*pgqueue.Queue][]queue.Delivery) {
 	}
 }
 
-// ackAll acknowledges, or releases, parcels that are complete. A crash before it costs one
+// ackAll acknowledges, or releases, parcels of one queue that are complete. A crash before it costs one
 // redelivery, which ends at "done".
-func (l *life) ackAll(ps []*parcel) {
-	type back struct {
-		to    *inbox
-		after time.Duration
-	}
-	acks, releases := map[*inbox][]queue.Delivery{}, map[back][]queue.Delivery{}
+func (l *life) ackAll(b *inbox, ps []*parcel) {
+	var acks []queue.Delivery
+	releases := map[time.Duration][]queue.Delivery{}
 	for _, p := range ps {
 		if p.keep.Load() {
 			after := time.Duration(p.after.Load())
 			if after == 0 && !l.stopping.Load() {
 				after = time.Second // it was an error that kept it: not at once
 			}
-			releases[back{p.inbox, after}] = append(releases[back{p.inbox, after}], p.Delivery)
+			releases[after] = append(releases[after], p.Delivery)
 		} else {
-			acks[p.inbox] = append(acks[p.inbox], p.Delivery)
+			acks = append(acks, p.Delivery)
 		}
 	}
 	ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
 	defer cancel()
-	for b, ds := range acks {
-		if err := b.Ack(ctx, ds...); err != nil {
-			l.log.Warn("acknowledging failed: the messages come again, to be skipped", "queue", b.name, "messages", len(ds), "error", err)
+	if len(acks) > 0 {
+		if err := b.Ack(ctx, acks...); err != nil {
+			l.log.Warn("acknowledging failed: the messages come again, to be skipped", "queue", b.name, "messages", len(acks), "error", err)
 		}
 	}
-	for b, ds := range releases {
-		if err := b.to.Release(ctx, b.after, ds...); err != nil {
-			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.to.name, "messages", len(ds), "error", err)
+	for after, ds := range releases {
+		if err := b.Release(ctx, after, ds...); err != nil {
+			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
 		}
 	}
 	for _, p := range ps {
-		p.inbox.drop(p)
+		b.drop(p)
 	}
 }
 

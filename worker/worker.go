@@ -272,7 +272,6 @@ type life struct {
 	claims   map[*kind]*group[*claimRequest]
 	settles  map[*kind]*group[*item]
 	blocked  map[*kind]*group[[]*item] // what could not be settled for somebody's lock
-	acks     *group[*parcel]
 	tempos   tempos
 	hands    hands
 	suspects chan struct{} // holds one while work runs that workers died over again and again: one at a time
@@ -315,7 +314,6 @@ func (w *Worker) live(ctx context.Context) error {
 			l.blocked[k] = newGroup(1, maxGroup, func(batches [][]*item) { l.settleBlocked(k, batches) })
 		}
 	}
-	l.acks = newGroup(1, maxGroup, l.ackAll)
 
 	receiving, stopReceiving := context.WithCancel(lease.Context())
 	defer stopReceiving()
@@ -377,10 +375,14 @@ func (w *Worker) live(ctx context.Context) error {
 		g.wait()
 		l.blocked[k].wait()
 	}
-	l.acks.wait()
+	var closing sync.WaitGroup
 	for _, b := range l.inboxes {
-		l.releaseHeld(b)
+		closing.Go(func() { // side by side: one may hang
+			b.acks.wait()
+			l.releaseHeld(b)
+		})
 	}
+	closing.Wait()
 	lost := context.Cause(lease.Context()) // before Leave ends it
 	err = lease.Leave(l.record)
 	drained.Wait()
