@@ -74,7 +74,7 @@ func unquote(s string) (string, error) {
 			}
 			key.WriteByte(inner[i])
 		case c < ' ' || c > '~':
-			return "", fmt.Errorf("the key has the character %q, which is not visible ASCII", c)
+			return "", fmt.Errorf("the key has the character %q, which is not printable ASCII", c)
 		default:
 			key.WriteByte(c)
 		}

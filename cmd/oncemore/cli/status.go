@@ -19,7 +19,7 @@ runs, and what is parked.
 
 With --check the exit code says whether everything is done, for cron and CI:
 
-  0  all is done: nothing is missing, open, queued or parked
+  0  all is done: nothing is missing, open, parked, or queued in Postgres
   3  something failed, is in doubt, stranded or parked, or a source has rows without
      an entity: somebody must act
   4  something is missing or still in work
