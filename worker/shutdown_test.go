@@ -35,7 +35,8 @@ func TestARunningBodyHasItsGraceToFinish(t *testing.T) {
 	if got := standing(t, pool, running); got != "done r 1" {
 		t.Errorf("%q, want it done at its first attempt", got)
 	}
-	if n := count(t, pool, `SELECT count(*) FROM oncemore.message WHERE received < 2`); n != 1 {
+	// A Receive that was under way when the worker stopped may have taken it once more, and let it go.
+	if n := count(t, pool, `SELECT count(*) FROM oncemore.message WHERE lock IS NULL AND visible_at <= clock_timestamp()`); n != 1 {
 		t.Errorf("%d messages are left, want the one that did not begin", n)
 	}
 }
