@@ -42,6 +42,7 @@ const readSource = `SELECT entity, id FROM public.bench_source`
 type ourSide struct {
 	pool  *pgxpool.Pool
 	queue *pgqueue.Queue
+	grown int // pages of the ledger that are full of other facts
 }
 
 func newOurs(pool *pgxpool.Pool) (side, error) {
@@ -49,8 +50,10 @@ func newOurs(pool *pgxpool.Pool) (side, error) {
 }
 
 func (s *ourSide) migrate(ctx context.Context) error {
-	_, err := migrations.Up(ctx, s.pool)
-	return err
+	if _, err := migrations.Up(ctx, s.pool); err != nil {
+		return err
+	}
+	return s.pool.QueryRow(ctx, `SELECT greatest(0, pg_relation_size('oncemore.ledger') / current_setting('block_size')::int - 1)`).Scan(&s.grown)
 }
 
 func (s *ourSide) prefill(ctx context.Context, k kind, first, n int) error {
@@ -208,8 +211,10 @@ func (s *ourSide) run(ctx context.Context, k kind, definitions ...jobs.Definitio
 
 func (s *ourSide) queries() queries {
 	return queries{
-		done: `SELECT count(*) FROM oncemore.ledger
-			WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'bench_job') AND completed_at > ` + longAgo,
+		// It reads none of the pages that were full before: a count of ten million facts takes about as long as
+		// the work that it is to time.
+		done: fmt.Sprintf(`SELECT count(*) FROM oncemore.ledger WHERE job_type = (SELECT id FROM oncemore.job_type WHERE name = 'bench_job')
+			AND completed_at > %s AND ctid >= '(%d,0)'`, longAgo, s.grown),
 		waiting:  `SELECT coalesce(sum(cardinality(entities)), 0) FROM oncemore.message WHERE type = 'bench_job'`,
 		relation: "oncemore.ledger",
 	}
