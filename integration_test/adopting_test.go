@@ -40,27 +40,7 @@ func TestWhatWasDoneBeforeThereWasALedgerIsAdoptedAndNotDoneAgain(t *testing.T) 
 			}
 		}},
 		"in Go": {3, func(t *testing.T, db *pgxpool.Pool, set *jobs.Set) {
-			job, _ := set.Lookup("charge_order")
-			typ := &ledger.Type{Name: job.Type, Effect: job.Effect, Version: job.Version}
-			if err := ledger.New(db).Register(t.Context(), typ, job.Aliases...); err != nil {
-				t.Fatal(err)
-			}
-			err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
-				rows, _ := tx.Query(t.Context(), `SELECT id FROM orders WHERE charged_at IS NOT NULL ORDER BY id`)
-				ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-				if err != nil {
-					return err
-				}
-				wants := make([]ledger.Want, len(ids))
-				for i, id := range ids {
-					wants[i] = ledger.Want{Entity: chargeOrder{id}.Entity()}
-				}
-				_, err = ledger.Record(t.Context(), tx, typ, wants...)
-				return err
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			recordCharged(t, db, set, `SELECT id FROM orders WHERE charged_at IS NOT NULL ORDER BY id`)
 		}},
 	} {
 		t.Run(way, func(t *testing.T) {
@@ -109,6 +89,32 @@ func TestWhatWasDoneBeforeThereWasALedgerIsAdoptedAndNotDoneAgain(t *testing.T) 
 				t.Errorf("%d orders were charged, %d of them for the second time, and %d are adopted; want 10, 0 and 90", charges, old, adopted)
 			}
 		})
+	}
+}
+
+// recordCharged records the orders that a query names as charged, as docs/adopting.md does in Go.
+func recordCharged(t *testing.T, db *pgxpool.Pool, set *jobs.Set, query string) {
+	t.Helper()
+	job, _ := set.Lookup("charge_order")
+	typ := &ledger.Type{Name: job.Type, Effect: job.Effect, Version: job.Version}
+	if err := ledger.New(db).Register(t.Context(), typ, job.Aliases...); err != nil {
+		t.Fatal(err)
+	}
+	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+		rows, _ := tx.Query(t.Context(), query)
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return err
+		}
+		wants := make([]ledger.Want, len(ids))
+		for i, id := range ids {
+			wants[i] = ledger.Want{Entity: chargeOrder{id}.Entity()}
+		}
+		_, err = ledger.Record(t.Context(), tx, typ, wants...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

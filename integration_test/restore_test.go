@@ -10,13 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncemore-jobs/oncemore/cmd/oncemore/pglocal"
 	"github.com/oncemore-jobs/oncemore/integration_test/pgtest"
 	"github.com/oncemore-jobs/oncemore/jobs"
-	"github.com/oncemore-jobs/oncemore/ledger"
 	"github.com/oncemore-jobs/oncemore/queue"
 	"github.com/oncemore-jobs/oncemore/queue/pgqueue"
 	"github.com/oncemore-jobs/oncemore/worker/admin"
@@ -91,18 +89,7 @@ func TestAfterARestoredBackupWhatWasDoneSinceIsDoneAgainUnlessItIsTakenBackFirst
 			t.Fatal(err)
 		}
 		missing(restored, 3)
-		job, _ := set.Lookup("charge_order")
-		typ := &ledger.Type{Name: job.Type, Effect: job.Effect, Version: job.Version}
-		if err := ledger.New(restored).Register(t.Context(), typ); err != nil {
-			t.Fatal(err)
-		}
-		err := pgx.BeginFunc(t.Context(), restored, func(tx pgx.Tx) error {
-			_, err := ledger.Record(t.Context(), tx, typ, ledger.Want{Entity: "4"}, ledger.Want{Entity: "5"}) // 6 nobody knows of
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		recordCharged(t, restored, set, `SELECT id FROM orders WHERE id IN (4, 5)`) // 6 nobody knows of
 		missing(restored, 1)
 		charged(restored, map[int64]int{})
 		if err := jobs.Enqueue(t.Context(), pgqueue.New(restored, ""), chargeOrder{4}, chargeOrder{6}); err != nil {

@@ -26,8 +26,8 @@ type Claim struct {
 	Attempts int   // this one included
 }
 
-// claimPatience is how long all claims that are made together wait for a transaction that is about to
-// complete or take back one of them, and may be frozen in that.
+// claimPatience is how long all claims that are made or dropped together wait for a transaction that is
+// about to complete or take back one of them, and may be frozen in that.
 const claimPatience = 5 * time.Second
 
 // Claim claims what it can of cs, all of different entities, for the worker owner, and
@@ -182,7 +182,7 @@ DELETE FROM oncemore.claim WHERE ctid = ANY (ARRAY(
 
 func (l *Ledger) drop(ctx context.Context, t *Type, entities []string, fences []int64) error {
 	err := l.RunBatch(ctx, func(b *pgx.Batch) {
-		BoundLocks(b, 5*time.Second) // they are in nobody's way, and much else may wait for us
+		BoundLocks(b, claimPatience) // they are in nobody's way, and much else may wait for us
 		b.Queue(dropSQL, t.ID, entities, fences)
 	})
 	if err != nil {

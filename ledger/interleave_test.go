@@ -64,6 +64,15 @@ func (w *world) done(epoch int64) *ledger.Fact {
 	return st.Fact
 }
 
+// settling is a settlement that is not committed.
+func (w *world) settling(worker int64, outs ...*ledger.Outcome) pgx.Tx {
+	w.Helper()
+	tx, b := w.begin(), &pgx.Batch{}
+	ledger.Settle(b, w.kind, worker, outs)
+	w.ok(tx.SendBatch(w.Context(), b).Close())
+	return tx
+}
+
 func completed(want ledger.Want, c ledger.Claim) *ledger.Outcome {
 	return ended(want, c, ledger.Completed)
 }
@@ -116,10 +125,7 @@ func TestClaimDuringACompletion(t *testing.T) {
 			w, a, b := two(t, ledger.Once)
 			seen := w.look(plain(e))
 			c := w.claim(b, plain(e))
-			tx := w.begin()
-			settling := &pgx.Batch{}
-			ledger.Settle(settling, w.kind, b, []*ledger.Outcome{completed(plain(e), c)})
-			w.ok(tx.SendBatch(t.Context(), settling).Close())
+			tx := w.settling(b, completed(plain(e), c))
 			answer := make(chan bool)
 			go func() { answer <- w.claimAs(a, plain(e), seen).Won }()
 			w.awaitBlocked(1)
@@ -144,10 +150,7 @@ func TestClaimIsBusyWhenACompletionIsFrozen(t *testing.T) {
 	w, a, b := two(t, ledger.Once)
 	seen := w.look(plain(e))
 	c := w.claim(b, plain(e))
-	tx := w.begin()
-	settling := &pgx.Batch{}
-	ledger.Settle(settling, w.kind, b, []*ledger.Outcome{completed(plain(e), c)})
-	w.ok(tx.SendBatch(t.Context(), settling).Close())
+	tx := w.settling(b, completed(plain(e), c))
 	_, err := w.Claim(t.Context(), w.kind, a, []ledger.Candidate{{Want: plain("234/18")}, {Want: plain(e), Standing: seen}, {Want: plain("9/9")}})
 	w.want("it is busy", ledger.IsBusy(err), true)
 	w.want("claims", w.opens(), 1)

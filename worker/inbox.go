@@ -206,9 +206,7 @@ func (l *life) turnAway(b *inbox, ds []queue.Delivery, unasked map[*kind]int) []
 	for after, ds := range back {
 		ctx, cancel := context.WithTimeout(l.record, 10*time.Second)
 		defer cancel()
-		if err := b.Release(ctx, after+rand.N(after/4), ds...); err != nil {
-			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
-		}
+		l.release(ctx, b, after+rand.N(after/4), ds)
 	}
 	return ds
 }
@@ -411,11 +409,13 @@ func (l *life) heartbeats(ctx context.Context) {
 // releaseHeld lets go of what is left at the end of a life: bodies that ignore their
 // context still have it, and their claims answer for it.
 func (l *life) releaseHeld(b *inbox) {
-	ds := b.holding()
-	if len(ds) == 0 {
-		return
+	if ds := b.holding(); len(ds) > 0 {
+		l.release(l.record, b, 0, ds)
 	}
-	if err := b.Release(l.record, 0, ds...); err != nil {
+}
+
+func (l *life) release(ctx context.Context, b *inbox, after time.Duration, ds []queue.Delivery) {
+	if err := b.Release(ctx, after, ds...); err != nil {
 		l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
 	}
 }

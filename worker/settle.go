@@ -429,9 +429,7 @@ func (l *life) ackAll(b *inbox, ps []*parcel) {
 		}
 	}
 	for after, ds := range releases {
-		if err := b.Release(ctx, after, ds...); err != nil {
-			l.log.Warn("releasing failed: the messages come again when their visibility ends", "queue", b.name, "messages", len(ds), "error", err)
-		}
+		l.release(ctx, b, after, ds)
 	}
 	for _, p := range ps {
 		b.drop(p)
